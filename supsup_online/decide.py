@@ -1,0 +1,143 @@
+"""The rules that pick a mask for a batch: they run the network, `allocation` judges, the learner acts.
+
+loss      exact: loss of the labelled batch under every mask; believed when it agrees with the mask's running loss.
+The default: fewest wrong decisions in benchmarks/decisions.py.
+exact     output entropy under every mask; known when near the mask's usual entropy; believed as above.
+one-shot  the paper's NNs statistic; believed as above.
+paper     NNs as published: no look at the loss, no drift detection, a decision every window.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+import numpy as np
+from torch import Tensor
+
+from supsup_online import allocation, inference
+from supsup_online.bank import MaskBank
+from supsup_online.bitpack import Words
+from supsup_online.errors import SpecError
+from supsup_online.inference import Objective
+from supsup_online.network import Network
+from supsup_online.running_loss import Agreement
+from supsup_online.stats import MaskStats
+from supsup_online.types import Examined
+
+RuleName = Literal["loss", "exact", "one-shot", "paper"]
+RULES: Final[tuple[RuleName, ...]] = ("loss", "exact", "one-shot", "paper")
+
+_EXAMINED: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSettings:
+    """How masks are chosen.
+
+    Attributes:
+        rule: one of `RULES`.
+        epsilon: allocate when k * max(nu) < 1 + epsilon (one-shot rules; the paper's 1/8).
+        objective: H or G (one-shot rules).
+        rows: samples of the batch that all masks are ranked on; the best few then see the whole batch.
+        superposed: fewest masks in a superposition; untrained pads fill up (one-shot rules).
+        familiar: margin of `allocation.familiar` (exact rule).
+        agreement: when a batch agrees with a mask's running loss.
+    """
+
+    rule: RuleName = "loss"
+    epsilon: float = 0.125
+    objective: Objective = "H"
+    rows: int = 32
+    superposed: int = 5
+    familiar: float = 0.25
+    agreement: Agreement = field(default_factory=Agreement)
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise SpecError(f"unknown rule {self.rule!r}: choose {', '.join(RULES)}")
+        if self.rows < 1 or self.superposed < 2 or not self.epsilon >= 0:
+            raise SpecError("decision rows must be at least 1, superposed at least 2, epsilon at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a rule found: candidates it considers known (best first), all it examined, and k * max(nu) if taken."""
+
+    known: tuple[Examined, ...]
+    examined: tuple[Examined, ...]
+    ratio: float | None = None
+
+
+class Decider:
+    """Runs the configured rule over a bank."""
+
+    def __init__(self, network: Network, settings: RuleSettings) -> None:
+        self.network = network
+        self.settings = settings
+        self._chance = float(np.log(network.spec.classes))
+        self._pads: dict[int, Words] = {}
+
+    def __call__(self, bank: MaskBank, stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
+        """Examine the masks of a bank for prepared inputs x (n, ...) and labels y (n,)."""
+        ids = list(bank)
+        if not ids:
+            return Verdict((), ())
+        rank: Callable[..., Verdict] = {"loss": self._by_loss, "exact": self._by_entropy}.get(
+            self.settings.rule, self._by_superposition
+        )
+        verdict = rank(bank, ids, stats, x[: self.settings.rows], y[: self.settings.rows])
+        if self.settings.rule == "paper":
+            return verdict
+        return self._checked(bank, stats, verdict, x, y)
+
+    def _by_loss(self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
+        del stats
+        losses = inference.exact_losses(self.network, bank.stacked(ids), x, y).mean(axis=1)
+        best = _best(ids, losses)
+        return Verdict(best, best)
+
+    def _by_entropy(self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
+        del y
+        best = _best(ids, inference.exact_entropies(self.network, bank.stacked(ids), x).mean(axis=1))
+        outputs, margin = self.network.spec.outputs, self.settings.familiar
+        known = tuple(c for c in best if allocation.familiar(c.statistic, stats[c.mask_id].entropy, outputs, margin))
+        return Verdict(known, best)
+
+    def _by_superposition(
+        self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor
+    ) -> Verdict:
+        del stats, y
+        pads = [self._pad(bank.next_id + i, bank.next_id) for i in range(max(0, self.settings.superposed - len(ids)))]
+        masks = np.concatenate([bank.stacked(ids), *(pad[None] for pad in pads)])
+        outcome = inference.one_shot(self.network, masks, x, self.settings.objective)
+        best = _best(ids, -len(masks) * outcome.nu[: len(ids)])
+        examined = tuple(replace(c, statistic=-c.statistic) for c in best)
+        known = examined if allocation.nns(outcome, len(ids), self.settings.epsilon) else ()
+        return Verdict(known, examined, outcome.ratio)
+
+    def _pad(self, mask_id: int, next_id: int) -> Words:
+        """The untrained mask that would be allocated as `mask_id`."""
+        self._pads = {known: words for known, words in self._pads.items() if known >= next_id}
+        if mask_id not in self._pads:
+            self._pads[mask_id] = self.network.untrained_mask(mask_id)
+        return self._pads[mask_id]
+
+    def _checked(self, bank: MaskBank, stats: dict[int, MaskStats], verdict: Verdict, x: Tensor, y: Tensor) -> Verdict:
+        """The verdict with the whole batch held against the running loss of each known candidate."""
+        losses = inference.exact_losses(self.network, bank.stacked([c.mask_id for c in verdict.known]), x, y)
+        checked = []
+        for candidate, row in zip(verdict.known, losses, strict=True):
+            residual = stats[candidate.mask_id].loss.residual(row, self._chance, self.settings.agreement)
+            agrees = residual <= self.settings.agreement.tolerance
+            checked.append((float(row.mean()), replace(candidate, residual=residual, agrees=agrees)))
+        known = tuple(candidate for _, candidate in sorted(checked, key=lambda pair: pair[0]))
+        seen = {candidate.mask_id for candidate in known}
+        return replace(
+            verdict, known=known, examined=known + tuple(c for c in verdict.examined if c.mask_id not in seen)
+        )
+
+
+def _best(ids: list[int], statistics: np.ndarray[tuple[int], np.dtype[np.float32]]) -> tuple[Examined, ...]:
+    """The few masks with the smallest statistic, in order; equal ones by id."""
+    order = np.argsort(statistics, kind="stable")[:_EXAMINED]
+    return tuple(Examined(ids[i], float(statistics[i])) for i in order)

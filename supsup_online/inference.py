@@ -1,0 +1,140 @@
+"""Which mask fits this input? One-Shot, Binary and exact inference over packed masks.
+
+One-Shot and Binary (section 3.3 of the paper) superpose the masks, p(alpha) = f(x, W * sum_i alpha_i M_i), and read
+the task off the gradient of an objective with respect to alpha. *Exact* runs the network under every mask instead;
+packed bits make that affordable, and it knows no superposition noise.
+
+Objectives (per batch, smaller means a better mask):
+    H  mean entropy of the softmax over all outputs.
+    G  logsumexp of the logits, where only the superfluous neurons carry gradient: a mask that fits has learnt to keep
+       those down. Needs outputs > classes. Its value means nothing without the gradient, so exact inference has no G.
+
+This module is the readable truth: it unpacks a few masks at a time and leaves the arithmetic to torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from supsup_online.bitpack import MaskLayout, Words
+from supsup_online.errors import SpecError
+from supsup_online.network import Network
+
+Objective = Literal["H", "G"]
+Floats = NDArray[np.float32]
+
+_CHUNK: Final = 64  # masks unpacked at a time: 64 x 315,200 float32 are 81 MB
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class OneShot:
+    """Outcome of a One-Shot pass over k masks.
+
+    Attributes:
+        gradient: dObjective / dalpha_i, float32 (k,).
+        nu: softmax(-gradient), float32 (k,); k * max(nu) is the statistic of the NNs rule.
+    """
+
+    gradient: Floats
+    nu: Floats
+
+    @property
+    def best(self) -> int:
+        """Position of the mask that fits best."""
+        return int(np.argmax(self.nu))
+
+    @property
+    def ratio(self) -> float:
+        """K * max(nu): 1 when no mask stands out."""
+        return float(len(self.nu) * self.nu.max())
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the softmax over the last axis: logits (..., s) -> (...)."""
+    log_p = functional.log_softmax(logits, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def superfluous(logits: Tensor, classes: int) -> Tensor:
+    """Objective G per row: logsumexp of logits (n, s) with the gradient cut off the first `classes` of them."""
+    return torch.cat([logits[..., :classes].detach(), logits[..., classes:]], dim=-1).logsumexp(-1)
+
+
+def one_shot(network: Network, masks: Words, x: Tensor, objective: Objective = "H") -> OneShot:
+    """One gradient step from equal alphas over masks (k, word_count), for prepared inputs x (n, ...).
+
+    Raises:
+        SpecError: objective G without superfluous neurons.
+    """
+    alphas = np.full(len(masks), 1 / len(masks), dtype=np.float32)
+    gradient = _alpha_gradient(network, masks, alphas, x, objective)
+    shifted = np.exp(gradient.min() - gradient)
+    return OneShot(gradient, (shifted / shifted.sum()).astype(np.float32))
+
+
+def binary(network: Network, masks: Words, x: Tensor, objective: Objective = "H") -> int:
+    """Position of the best mask by halving: keep the better half by gradient, renormalise, repeat about log2 k times.
+
+    Raises:
+        SpecError: objective G without superfluous neurons.
+    """
+    remaining = np.arange(len(masks))
+    while len(remaining) > 1:
+        subset = masks[remaining]
+        alphas = np.full(len(subset), 1 / len(subset), dtype=np.float32)
+        gradient = _alpha_gradient(network, subset, alphas, x, objective)
+        keep = np.argsort(gradient, kind="stable")[: (len(remaining) + 1) // 2]
+        remaining = remaining[np.sort(keep)]
+    return int(remaining[0])
+
+
+def exact_entropies(network: Network, masks: Words, x: Tensor) -> Floats:
+    """Output entropy of every row under every mask: masks (k, word_count), x (n, ...) -> float32 (k, n)."""
+    return _under_each(network, masks, x, entropy)
+
+
+def exact_losses(network: Network, masks: Words, x: Tensor, y: Tensor) -> Floats:
+    """Cross-entropy of every labelled row under every mask: y (n,) -> float32 (k, n)."""
+    return _under_each(network, masks, x, lambda logits: functional.cross_entropy(logits, y, reduction="none"))
+
+
+def superposed_mean(layout: MaskLayout, masks: Words, alphas: Floats) -> Floats:
+    """sum_i alpha_i M_i of packed masks (k, word_count), float32 (P,)."""
+    total = np.zeros(layout.weight_count, dtype=np.float32)
+    for start in range(0, len(masks), _CHUNK):
+        total += alphas[start : start + _CHUNK] @ _dense(layout, masks[start : start + _CHUNK])
+    return total
+
+
+def masked_dots(layout: MaskLayout, masks: Words, vector: Floats) -> Floats:
+    """Dot product of one vector (P,) with every packed mask (k, word_count): float32 (k,)."""
+    chunks = [_dense(layout, masks[i : i + _CHUNK]) @ vector for i in range(0, len(masks), _CHUNK)]
+    return np.concatenate(chunks).astype(np.float32)
+
+
+def _alpha_gradient(network: Network, masks: Words, alphas: Floats, x: Tensor, objective: Objective) -> Floats:
+    """dObjective/dalpha_i = <dObjective/dW_eff * W, M_i>: one backward pass, then k masked dot products."""
+    classes = network.spec.classes
+    if objective == "G" and network.spec.outputs <= classes:
+        raise SpecError("objective G needs superfluous neurons: choose outputs larger than classes, or objective H")
+    mean = torch.from_numpy(superposed_mean(network.layout, masks, alphas)).to(network.device)
+    effective = (network.weights * mean).requires_grad_()
+    logits = network.architecture.forward(x, network.architecture.split(effective))
+    value = entropy(logits) if objective == "H" else superfluous(logits, classes)
+    (gradient,) = torch.autograd.grad(value.mean(), effective)
+    return masked_dots(network.layout, masks, (gradient * network.weights).cpu().numpy())
+
+
+def _under_each(network: Network, masks: Words, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> Floats:
+    rows = [reduce(network.logits(x, words)).cpu().numpy() for words in masks]
+    return np.stack(rows) if rows else np.zeros((0, len(x)), dtype=np.float32)
+
+
+def _dense(layout: MaskLayout, masks: Words) -> Floats:
+    return np.stack([layout.unpack(words) for words in masks]).astype(np.float32)

@@ -1,0 +1,96 @@
+"""One frozen random network, ready to be masked: the spec brought to life on a device."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supsup_online import models, weights
+from supsup_online.bitpack import Bits, MaskLayout, Words
+from supsup_online.edge_popup import MaskVariant, initial_scores
+from supsup_online.models import Architecture
+from supsup_online.spec import BankSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Frozen weights and how masks lie over them.
+
+    Attributes:
+        spec: what it was built from.
+        architecture: the layers.
+        layout: how a mask's bits lie in words.
+        variant: how scores become a mask.
+        weights: float32 (P,), frozen, on the device everything else is computed on.
+        fingerprint: sha256 of the weights.
+    """
+
+    spec: BankSpec
+    architecture: Architecture
+    layout: MaskLayout
+    variant: MaskVariant
+    weights: Tensor
+    fingerprint: str
+
+    @classmethod
+    def build(cls, spec: BankSpec, device: torch.device | str = "cpu") -> "Network":
+        """Regenerate the network of a spec. Deterministic: same spec, same bytes.
+
+        Raises:
+            SpecError: unknown architecture, or a network too large.
+        """
+        architecture = models.build(spec.architecture, spec.input_shape, spec.outputs)
+        frozen = weights.generate(architecture, spec.weight_seed, spec.weight_init)
+        return cls(
+            spec=spec,
+            architecture=architecture,
+            layout=MaskLayout.of(architecture),
+            variant=spec.mask_variant(),
+            weights=torch.from_numpy(frozen).to(device),
+            fingerprint=weights.fingerprint(frozen),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.weights.device
+
+    @property
+    def architecture_hash(self) -> bytes:
+        """First 16 bytes of a sha256 over the layer shapes: what a stored mask must match to be read here."""
+        text = ";".join(map(str, (layer.weight_shape for layer in self.architecture.layers)))
+        return hashlib.sha256(text.encode()).digest()[:16]
+
+    def inputs(self, x: NDArray[np.generic]) -> Tensor:
+        """Raw inputs, uint8 or float32 (n, *input_shape), as float32 on the device; uint8 is scaled by the spec."""
+        tensor = torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+        if tensor.dtype != torch.uint8:
+            return tensor.float()
+        return tensor.float().div_(255).sub_(self.spec.mean).div_(self.spec.std)
+
+    def labels(self, y: NDArray[np.int64]) -> Tensor:
+        """Labels (n,) int64 on the device."""
+        return torch.from_numpy(np.ascontiguousarray(y)).to(self.device)
+
+    def masked_weights(self, words: Words) -> list[Tensor]:
+        """Effective weights W * M of one packed mask, one tensor per layer."""
+        mask = torch.from_numpy(self.layout.unpack(words)).to(self.device)
+        return self.architecture.split(self.weights * mask)
+
+    def logits(self, x: Tensor, words: Words) -> Tensor:
+        """Logits (n, outputs) of prepared inputs under one packed mask; no gradient."""
+        with torch.no_grad():
+            return self.architecture.forward(x, self.masked_weights(words))
+
+    def select(self, scores: Tensor) -> Bits:
+        """The mask (P,) that flat scores (P,) stand for, layer by layer."""
+        parts = [self.variant.select(part).flatten() for part in self.architecture.split(scores)]
+        mask: Bits = torch.cat(parts).cpu().numpy()
+        return mask
+
+    def untrained_mask(self, mask_id: int) -> Words:
+        """The packed mask that id `mask_id` would start from, before any training."""
+        return self.layout.pack(self.select(initial_scores(self.architecture, self.spec.weight_seed, mask_id)))

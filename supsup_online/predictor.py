@@ -1,0 +1,71 @@
+"""Answer without being told the task: infer it, then predict under its mask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supsup_online.bitpack import Words
+from supsup_online.errors import SupsupError
+from supsup_online.inference import entropy
+from supsup_online.network import Network
+
+Scope = Literal["sample", "batch"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prediction:
+    """Answers for n rows.
+
+    Attributes:
+        labels: int64 (n,).
+        probabilities: float32 (n, classes), softmax over the real classes.
+        mask_ids: int64 (n,), the mask each row was answered under.
+        entropies: float32 (n,), output entropy under that mask, nats.
+    """
+
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    mask_ids: NDArray[np.int64]
+    entropies: NDArray[np.float32]
+
+
+def predict(network: Network, mask_ids: Sequence[int], masks: Words, x: Tensor, scope: Scope = "sample") -> Prediction:
+    """Exact inference: the mask with the lowest output entropy answers.
+
+    Args:
+        network: the frozen weights.
+        mask_ids: k ids, in the order of `masks`.
+        masks: packed masks (k, word_count).
+        x: prepared inputs (n, ...).
+        scope: `sample` lets every row have its own task, `batch` gives all rows one task.
+
+    Raises:
+        SupsupError: there is no mask to answer with.
+    """
+    if not len(mask_ids):
+        raise SupsupError("the bank holds no mask yet: nothing has been learnt, so nothing can be answered")
+    rows, classes = len(x), network.spec.classes
+    best = torch.full((rows,), torch.inf, device=network.device)
+    entropies = torch.zeros(rows, device=network.device)
+    chosen = torch.zeros(rows, dtype=torch.int64, device=network.device)
+    answer = torch.zeros(rows, classes, device=network.device)
+    for mask_id, words in zip(mask_ids, masks, strict=True):
+        logits = network.logits(x, words)
+        uncertainty = entropy(logits)
+        deciding = uncertainty if scope == "sample" else uncertainty.mean().expand(rows)
+        better = deciding < best
+        best = torch.where(better, deciding, best)
+        entropies = torch.where(better, uncertainty, entropies)
+        chosen = torch.where(better, mask_id, chosen)
+        answer = torch.where(better[:, None], logits[:, :classes], answer)
+    return Prediction(
+        labels=answer.argmax(1).cpu().numpy(),
+        probabilities=answer.softmax(1).cpu().numpy(),
+        mask_ids=chosen.cpu().numpy(),
+        entropies=entropies.cpu().numpy(),
+    )

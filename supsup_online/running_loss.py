@@ -1,0 +1,69 @@
+"""A mask's own running loss: what it usually costs, so that a batch can be said to fit it or not.
+
+A mask that solves a task has a level of loss, and samples scatter around it. `residual` says how far a batch's loss
+lies above that level, in units in which +1 is noise. It is the one statistic behind two decisions: the drift detector
+reads it batch by batch, and a reuse is believed only when it stays within a tolerance.
+
+    residual = (batch loss - mean) / scale
+    scale    = max( sqrt(variance / rows), margin * (chance - mean) / tolerance )
+
+The first term is the standard error of a batch of that many rows. The second keeps a mask that has become very sure
+of
+itself from crying wolf: a batch is within `tolerance` at least as long as it gives up no more than `margin` of what
+the mask has learnt (chance = ln classes is the loss of knowing nothing).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+ADAPTATION: Final = 0.2  # weight of the newest batch: a mask in its first steps halves its loss within a few
+_TINY: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """When a batch agrees with a mask.
+
+    Attributes:
+        tolerance: largest residual that still agrees.
+        margin: share of what a mask has learnt that a batch may always give up.
+    """
+
+    tolerance: float = 6.0
+    margin: float = 0.1
+
+
+@dataclass(slots=True)
+class RunningLoss:
+    """Exponentially weighted mean and within-batch variance of the per-sample loss before each update."""
+
+    mean: float = 0.0
+    variance: float = 0.0
+    batches: int = 0
+
+    def observe(self, losses: NDArray[np.float32]) -> None:
+        """Take in the losses (n,) of one batch; the first few batches count equally."""
+        weight = max(1.0 / (self.batches + 1), ADAPTATION)
+        mean, variance = moments(losses)
+        self.mean += weight * (mean - self.mean)
+        self.variance += weight * (variance - self.variance)
+        self.batches += 1
+
+    def residual(self, losses: NDArray[np.float32], chance: float, agreement: Agreement) -> float:
+        """How far the mean of `losses` (n,) lies above the running mean, in the units described above."""
+        if not self.batches:
+            return 0.0
+        mean, _ = moments(losses)
+        spread = math.sqrt(max(self.variance, _TINY) / len(losses))
+        allowance = agreement.margin * max(chance - self.mean, 0.0) / agreement.tolerance
+        return (mean - self.mean) / max(spread, allowance)
+
+
+def moments(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Mean and variance of float32 values, in float64."""
+    wide = values.astype(np.float64)
+    return float(wide.mean()), float(wide.var())

@@ -1,0 +1,75 @@
+"""Numbers kept per mask, for people and for the decisions; plain text in the store, exact there and back."""
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supsup_online.errors import CodecError
+from supsup_online.running_loss import ADAPTATION, RunningLoss
+
+
+@dataclass(slots=True)
+class MaskStats:
+    """What happened to one mask.
+
+    Attributes:
+        batches: batches trained into it.
+        samples: samples in those.
+        correct: samples predicted right before the update that used them (prequential).
+        loss: running loss and its within-batch variance.
+        accuracy: running prequential accuracy, newest batches weigh most.
+        entropy: running output entropy, nats.
+        ratio: k * max(nu) when it was allocated by a one-shot rule; 0 where no such statistic was taken.
+        created_ms, updated_ms: timestamps of the first and the newest batch trained into it (record time, not wall
+            time).
+        last_used: the learner's step count at its newest batch; orders masks by use.
+        stream: stream of its newest batch.
+    """
+
+    batches: int = 0
+    samples: int = 0
+    correct: int = 0
+    loss: RunningLoss = field(default_factory=RunningLoss)
+    accuracy: float = 0.0
+    entropy: float = 0.0
+    ratio: float = 0.0
+    created_ms: int = 0
+    updated_ms: int = 0
+    last_used: int = 0
+    stream: str = ""
+
+    def observe(self, losses: NDArray[np.float32], correct: int, entropy: float) -> None:
+        """Take in one batch as it was before its update: losses (n,), right answers, mean entropy in nats."""
+        weight = max(1.0 / (self.batches + 1), ADAPTATION)
+        self.loss.observe(losses)
+        self.accuracy += weight * (correct / len(losses) - self.accuracy)
+        self.entropy += weight * (entropy - self.entropy)
+        self.batches += 1
+        self.samples += len(losses)
+        self.correct += correct
+
+    def to_text(self) -> dict[str, str]:
+        """Field -> plain text; floats in their shortest form that reads back to the same bits."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["loss"] = self.loss.mean
+        values["loss_variance"] = self.loss.variance
+        return {name: str(value) for name, value in values.items()}
+
+    @classmethod
+    def from_text(cls, text: dict[str, str]) -> "MaskStats":
+        """The inverse of `to_text`; other fields are ignored.
+
+        Raises:
+            CodecError: a field is missing or does not parse.
+        """
+        try:
+            whole = {n: int(text[n]) for n in _WHOLE}
+            real = {n: float(text[n]) for n in ("accuracy", "entropy", "ratio")}
+            loss = RunningLoss(float(text["loss"]), float(text["loss_variance"]), whole["batches"])
+            return cls(**whole, **real, loss=loss, stream=text["stream"])  # type: ignore[arg-type]
+        except (KeyError, ValueError) as error:
+            raise CodecError(f"stored statistics are damaged: {error!r}") from error
+
+
+_WHOLE = ("batches", "samples", "correct", "created_ms", "updated_ms", "last_used")

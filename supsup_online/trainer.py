@@ -1,0 +1,88 @@
+"""The training step of one mask: evaluate a batch, then move the scores.
+
+Testing and training share one forward pass: `evaluate` computes the losses a test-then-train protocol reports
+*before* the update, and `update` continues from the very same graph. Weights stay frozen; only scores move.
+
+Memory per hot mask: scores and optimiser moments, float32 each: (1 + moments) * 4 * P bytes, 3.8 MB for LeNet 300-100
+with Adam, against 43 KB for the packed mask.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from supsup_online.bitpack import Words
+from supsup_online.edge_popup import initial_scores, rekindled_scores
+from supsup_online.network import Network
+from supsup_online.optimisers import Optimiser, OptimiserState, new_state
+
+
+@dataclass(slots=True)
+class HotMask:
+    """A mask in training: its scores, float32 (P,), and what the optimiser remembers of it."""
+
+    scores: Tensor
+    optimiser: OptimiserState
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Evaluation:
+    """A batch under one mask, before any update.
+
+    Attributes:
+        logits: (n, outputs), without gradient.
+        losses: cross-entropy per sample, float32 (n,), without gradient.
+        mean_loss: scalar that carries the graph.
+        weights: the effective weights the graph ends in, one leaf per layer.
+    """
+
+    logits: Tensor
+    losses: Tensor
+    mean_loss: Tensor
+    weights: tuple[Tensor, ...]
+
+
+class EdgePopupTrainer:
+    """Trains masks over one frozen network; holds no state of any mask itself."""
+
+    def __init__(self, network: Network, optimiser: Optimiser) -> None:
+        self.network = network
+        self.optimiser = optimiser
+        self._weights = network.architecture.split(network.weights)
+
+    def start(self, mask_id: int) -> HotMask:
+        """A fresh mask: scores drawn for this id, nothing learnt."""
+        return self._hot(initial_scores(self.network.architecture, self.network.spec.weight_seed, mask_id))
+
+    def rekindle(self, mask_id: int, words: Words) -> HotMask:
+        """A learnt mask that was cold, ready to learn on: scores made from its bits, fresh optimiser state."""
+        net = self.network
+        mask = net.layout.unpack(words)
+        return self._hot(rekindled_scores(net.architecture, net.variant, net.spec.weight_seed, mask_id, mask))
+
+    def _hot(self, scores: Tensor) -> HotMask:
+        scores = scores.to(self.network.device)
+        return HotMask(scores, new_state(self.optimiser, scores))
+
+    def pack(self, hot: HotMask) -> Words:
+        """The packed mask that the scores stand for now."""
+        return self.network.layout.pack(self.network.select(hot.scores))
+
+    def evaluate(self, hot: HotMask, x: Tensor, y: Tensor) -> Evaluation:
+        """Logits and losses of prepared inputs (n, *input_shape) and labels (n,) under the mask as it is."""
+        net = self.network
+        parts = zip(net.architecture.split(hot.scores), self._weights, strict=True)
+        effective = tuple((frozen * net.variant.select(part)).requires_grad_() for part, frozen in parts)
+        logits = net.architecture.forward(x, effective)
+        losses = functional.cross_entropy(logits, y, reduction="none")
+        return Evaluation(logits.detach(), losses.detach(), losses.mean(), effective)
+
+    def update(self, hot: HotMask, evaluation: Evaluation) -> None:
+        """Edge-popup: gradient to the effective weights, times the frozen weights, straight through to the scores."""
+        gradients = torch.autograd.grad(evaluation.mean_loss, evaluation.weights)
+        parts = zip(gradients, self._weights, self.network.architecture.split(hot.scores), strict=True)
+        through = self.network.variant.through
+        score_gradient = torch.cat([through(g * frozen, part).flatten() for g, frozen, part in parts])
+        self.optimiser.update(hot.scores, score_gradient, hot.optimiser)
