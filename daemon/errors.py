@@ -1,0 +1,69 @@
+"""Errors of the process, grouped by what happens next, and the exit codes people and supervisors see.
+
+SupsupError (supsup_online.errors)
+├── BadBatchError          -> dead-letter topic, the stream goes on
+└── StopError              -> the daemon stops with `exit_code`; nothing is lost, the stream is replayed
+├── ConfigError          2  settings: unknown, missing or contradictory
+├── UnavailableError     69 Kafka or Redis cannot be reached
+├── BankMismatchError    65 the bank in Redis was made with another spec, or its bytes are damaged
+├── FencedError          75 another trainer has taken over the bank
+└── LostGroundError      66 the position lies outside the log: records are gone, or the topic is another one
+"""
+
+from enum import IntEnum
+from typing import ClassVar
+
+from supsup_online.errors import SupsupError
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `supsup-daemon`; the numbers above 63 follow sysexits.h."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    DATA = 65
+    LOST_GROUND = 66
+    UNAVAILABLE = 69
+    FENCED = 75
+    INTERRUPTED = 130
+
+
+class StopError(SupsupError):
+    """A reason to stop the process; the message says what a person can do."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILURE
+
+
+class ConfigError(StopError):
+    """Settings that cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class UnavailableError(StopError):
+    """A server that cannot be reached, or stopped answering for too long."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class EmbeddedError(UnavailableError):
+    """The embedded servers cannot be run here: not installed, or the port or directory is taken."""
+
+
+class BankMismatchError(StopError):
+    """The stored bank does not fit these settings, or its bytes are damaged."""
+
+    exit_code = ExitCode.DATA
+
+
+class FencedError(StopError):
+    """Another trainer has taken over this bank."""
+
+    exit_code = ExitCode.FENCED
+
+
+class LostGroundError(StopError):
+    """The stored position lies outside what the log holds."""
+
+    exit_code = ExitCode.LOST_GROUND

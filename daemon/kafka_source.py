@@ -1,0 +1,271 @@
+"""Kafka behind one adapter: records in from known positions, records out to side topics.
+
+Positions live in Redis, with the state they belong to. Kafka's own group offsets are written after the fact for lag
+tools and never read. So a newly assigned partition is first positioned, and only then believed: whatever the client
+had fetched for it before is dropped.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Final, Protocol
+
+import structlog
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.structs import OffsetAndMetadata
+
+from daemon.checkpoint import Partition, Position
+from daemon.errors import UnavailableError
+
+log = structlog.get_logger()
+
+POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-python has no wakeup()
+_POLL_RECORDS: Final = 64
+
+Headers = list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One Kafka record as the daemon sees it."""
+
+    partition: Partition
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, bytes]
+    timestamp_ms: int
+
+
+class Progress(Protocol):
+    """Who knows how far the partitions were read; called in the polling thread."""
+
+    def assigned(self, partition: Partition, log_identity: str, start: int) -> int:
+        """A partition was given: the offset to go on from, in the log of this id, whose first offset is `start`."""
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Partitions were taken away; nothing new of them is read before this returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """How to reach the broker and how to behave in the group; sizes in bytes, times in seconds."""
+
+    servers: tuple[str, ...]
+    topics: tuple[str, ...]
+    group: str
+    max_record_bytes: int
+    session_timeout_s: float
+    max_poll_interval_s: float
+    connect_timeout_s: float
+
+
+class SideTopics:
+    """Sends records to dead-letter, overflow and prediction topics and waits for the broker before a commit."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        with _reachable(settings):
+            self._producer = KafkaProducer(
+                bootstrap_servers=list(settings.servers),
+                acks="all",
+                max_request_size=max(2 * settings.max_record_bytes, 2**20),
+                max_block_ms=int(settings.connect_timeout_s * 1000),
+                bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
+            )
+        self._sent: list[Any] = []
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        """Hand a record to the producer; `wait` tells when the broker has it."""
+        with _broker():
+            self._sent.append(self._producer.send(topic, value=value, key=key, headers=headers))
+
+    def wait(self, timeout_s: float = 60.0) -> None:
+        """Return once everything sent is acknowledged.
+
+        Raises:
+            UnavailableError: the broker did not acknowledge; the commit must not happen.
+        """
+        if not self._sent:
+            return
+        with _broker():
+            self._producer.flush(timeout=timeout_s)
+            for future in self._sent:
+                future.get(timeout=timeout_s)
+        self._sent.clear()
+
+    def close(self) -> None:
+        """Close without waiting for what was not acknowledged: it is not committed either."""
+        self._producer.close(timeout=1)
+
+
+class KafkaSource:
+    """The trainer's consumer: subscribed from the start, positioned partition by partition as they are assigned."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._notes = _RebalanceNotes()
+        self._next: dict[TopicPartition, int] = {}
+        with _reachable(settings):
+            self._consumer = KafkaConsumer(
+                bootstrap_servers=list(settings.servers),
+                bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
+                group_id=settings.group,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",  # where a fetch before positioning lands is dropped anyway
+                max_poll_records=_POLL_RECORDS,
+                max_partition_fetch_bytes=max(settings.max_record_bytes, 2**20),
+                receive_message_max_bytes=2**31 - 1,  # an oversized record must be seen to be dead-lettered
+                session_timeout_ms=int(settings.session_timeout_s * 1000),
+                heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 3),
+                max_poll_interval_ms=int(settings.max_poll_interval_s * 1000),
+            )
+            self._consumer.subscribe(topics=list(settings.topics), listener=self._notes)
+
+    def poll(self, progress: Progress, timeout_s: float = POLL_LIMIT_S) -> list[Record]:
+        """The next records, in order within each partition; empty after `timeout_s` seconds without any.
+
+        Raises:
+            LostGroundError: a stored position no longer fits the log.
+            UnavailableError: the broker is away (poll again: the client reconnects).
+        """
+        with _broker():
+            fetched = self._consumer.poll(timeout_ms=int(min(timeout_s, POLL_LIMIT_S) * 1000))
+            moved = self._apply_rebalance(progress)
+        ready = sorted(fetched.keys() - moved)
+        return [record for partition in ready for record in self._accepted(partition, fetched[partition])]
+
+    def _accepted(self, partition: TopicPartition, fetched: Iterable[Any]) -> Iterator[Record]:
+        """Records at or behind the position of a partition that has one."""
+        for raw in fetched:
+            if raw.offset >= self._next.get(partition, raw.offset + 1):
+                self._next[partition] = raw.offset + 1
+                yield Record(
+                    partition=Partition(raw.topic, raw.partition),
+                    offset=raw.offset,
+                    key=raw.key,
+                    value=raw.value,
+                    headers=dict(raw.headers),
+                    timestamp_ms=raw.timestamp,
+                )
+
+    def _apply_rebalance(self, progress: Progress) -> set[TopicPartition]:
+        """Act on the listener's notes; returns partitions whose fetched records count from another position."""
+        taken, given = self._notes.take()
+        for partition in taken:
+            self._next.pop(partition, None)
+        if taken:
+            progress.revoked([Partition(p.topic, p.partition) for p in sorted(taken)])
+        moved: set[TopicPartition] = given & self._consumer.assignment()
+        for partition in sorted(moved):
+            self._go_to_position(partition, progress)
+        return taken | moved
+
+    def _go_to_position(self, partition: TopicPartition, progress: Progress) -> None:
+        start = self._consumer.beginning_offsets([partition])[partition]
+        where = Partition(partition.topic, partition.partition)
+        offset = progress.assigned(where, log_id(self._settings, partition.topic), start)
+        self._consumer.seek(partition, offset)
+        self._next[partition] = offset
+        log.info("partition.assigned", topic=partition.topic, partition=partition.partition, offset=offset)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every assigned partition is read to its end; False while none is assigned."""
+        return bool(self._next) and all(self.lag(p) == 0 for p in self._next)
+
+    def lag(self, partition: TopicPartition) -> int | None:
+        """Records between the position and the end of the log; None before the first fetch has told where that is."""
+        end = self._consumer.highwater(partition)
+        return None if end is None else max(0, end - self._next[partition])
+
+    def tell_group(self, positions: dict[Partition, Position]) -> None:
+        """Write group offsets, for lag tools; nothing depends on it, so it is not waited for."""
+        offsets = {
+            TopicPartition(p.topic, p.number): OffsetAndMetadata(position.offset, "", -1)
+            for p, position in positions.items()
+            if TopicPartition(p.topic, p.number) in self._next
+        }
+        with contextlib.suppress(KafkaError):
+            self._consumer.commit_async(offsets)
+
+    def close(self) -> None:
+        """Leave the group."""
+        with contextlib.suppress(KafkaError):
+            self._consumer.close(autocommit=False)
+
+
+class _RebalanceNotes(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Takes notes on the client's thread; the polling thread acts on them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._taken: set[TopicPartition] = set()
+        self._given: set[TopicPartition] = set()
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        with self._lock:
+            self._taken |= set(revoked)
+            self._given -= set(revoked)
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        with self._lock:
+            self._given |= set(assigned)
+
+    def take(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
+        """Partitions (revoked, assigned) since the last call."""
+        with self._lock:
+            taken, given = self._taken, self._given
+            self._taken, self._given = set(), set()
+        return taken, given
+
+
+def create_topics(settings: KafkaSettings, topics: Iterable[str], partitions: int = 1) -> None:
+    """Create topics that do not exist, in the order given.
+
+    Raises:
+        UnavailableError: the broker is away or does not allow it.
+    """
+    with _reachable(settings):
+        admin = KafkaAdminClient(
+            bootstrap_servers=list(settings.servers), bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000)
+        )
+    try:
+        with _broker():
+            for topic in sorted(set(topics) - set(admin.list_topics())):
+                with contextlib.suppress(TopicAlreadyExistsError):
+                    admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1)])
+                    log.info("topic.created", topic=topic, partitions=partitions)
+    finally:
+        admin.close()
+
+
+def log_id(settings: KafkaSettings, topic: str) -> str:
+    """The id Kafka gave this topic when it was created: another id means another log. Empty where brokers have none."""
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.servers))
+    try:
+        (description,) = admin.describe_topics([topic])
+        return str(description.get("topic_id") or "")
+    finally:
+        admin.close()
+
+
+@contextlib.contextmanager
+def _reachable(settings: KafkaSettings) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise UnavailableError(
+            f"cannot reach Kafka at {','.join(settings.servers)}: {error!r}. Is it running, and is --kafka "
+            "(SUPSUP_KAFKA) right? `supsup-daemon start --embedded` brings its own."
+        ) from error
+
+
+@contextlib.contextmanager
+def _broker() -> Iterator[None]:
+    try:
+        yield
+    except KafkaError as error:
+        raise UnavailableError(f"Kafka does not answer: {error!r}") from error

@@ -1,0 +1,189 @@
+"""The main loop: follow one record from Kafka to Redis here.
+
+    poll -> decode -> test, then train (supsup_online.learner) -> side topics -> log line -> commit when due
+
+A record that can never be used goes to `<topic>.dlq`; one that no mask has room for goes to `<topic>.overflow`; an
+unlabelled one is answered on `<topic>.predictions`. In each case the position moves on only with a commit that waits
+for the broker to have it.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Event
+
+import stamina
+import structlog
+
+from daemon.checkpoint import Checkpointer, Partition
+from daemon.errors import UnavailableError
+from daemon.kafka_source import Headers, KafkaSource, Record, SideTopics
+from daemon.observe import Observer
+from supsup_online import wire
+from supsup_online.errors import BadBatchError
+from supsup_online.learner import OnlineLearner
+from supsup_online.types import Batch, StepResult
+
+log = structlog.get_logger()
+
+DEAD_LETTER, OVERFLOW, PREDICTIONS = ".dlq", ".overflow", ".predictions"
+_KEPT_OF_OVERSIZED = 1024
+
+
+@dataclass(slots=True)
+class TrainerLoop:
+    """Reads, trains and commits until told to stop.
+
+    Attributes:
+        source: records in.
+        side: records out.
+        learner: what they train.
+        checkpoint: what makes it last.
+        limits: what a record may look like.
+        stop: set from a signal handler; heard after the batch in hand.
+        burst: stop by itself when everything is read.
+        patience_s: how long the broker or Redis may be away before the loop gives up.
+    """
+
+    source: KafkaSource
+    side: SideTopics
+    learner: OnlineLearner
+    checkpoint: Checkpointer
+    limits: wire.RecordLimits
+    stop: Event
+    burst: bool
+    patience_s: float
+    observer: Observer = field(default_factory=Observer)
+    _unreachable_since: float | None = None
+
+    def run(self) -> None:
+        """Until stopped, or caught up in a burst; what is applied by then is committed.
+
+        Raises:
+            StopError: see `daemon.errors`; what was not committed is read again at the next start.
+        """
+        while not self.stop.is_set():
+            records = self._poll()
+            for record in records:
+                self.apply(record)
+                if self.checkpoint.due:
+                    self.commit()
+                if self.stop.is_set():
+                    break
+            if self.checkpoint.due:
+                self.commit()
+            if self.burst and not records and self.source.caught_up:
+                break
+        self.commit()
+
+    def apply(self, record: Record) -> None:
+        """One record: trained, answered, overflowed or dead-lettered; then its position moves on."""
+        begun = time.perf_counter()
+        try:
+            batch = self._decode(record)
+            decoded = time.perf_counter()
+            result = self.learner.step(batch)
+            stepped = time.perf_counter()
+        except BadBatchError as error:
+            self._dead_letter(record, error)
+        else:
+            self._deliver(record, result)
+            self._count(result)
+            self.observer.batch(record, result, decode_s=decoded - begun, step_s=stepped - decoded)
+        self.checkpoint.advance(record.partition, record.offset)
+
+    def commit(self) -> None:
+        """Make everything applied so far last, then tell the group."""
+        begun = time.perf_counter()
+        records = self.checkpoint.pending
+        for attempt in stamina.retry_context(on=UnavailableError, attempts=None, timeout=self.patience_s, wait_max=5.0):
+            with attempt:
+                version = self.checkpoint.commit()
+        if version is not None:
+            self.source.tell_group(self.checkpoint.positions)
+            log.debug("bank.committed", version=version, records=records, seconds=round(time.perf_counter() - begun, 6))
+
+    def assigned(self, partition: Partition, log_identity: str, start: int) -> int:
+        """A partition was given to this trainer: where to go on."""
+        stored = self.checkpoint.store.progress(partition.topic, partition.number)
+        return self.checkpoint.assign(partition, stored, log_identity, start)
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Partitions were taken away: commit what they gave, so that their next reader starts right behind it."""
+        self.commit()
+        for partition in partitions:
+            self.checkpoint.positions.pop(partition, None)
+
+    def _poll(self) -> list[Record]:
+        """Poll, and bear with a broker that is away for a while."""
+        try:
+            records = self.source.poll(self)
+        except UnavailableError as error:
+            now = time.monotonic()
+            self._unreachable_since = self._unreachable_since or now
+            if now - self._unreachable_since > self.patience_s:
+                raise
+            log.warning("kafka.unreachable", error=str(error), seconds=round(now - self._unreachable_since, 1))
+            self.stop.wait(0.5)
+            return []
+        self._unreachable_since = None
+        return records
+
+    def _decode(self, record: Record) -> Batch:
+        content_type = record.headers.get("content-type", b"").decode("latin-1") or None
+        x, y = wire.decode(record.value, content_type, self.limits)
+        stream = record.partition.stream(record.key)
+        self.checkpoint.note_stream(stream, record.partition)
+        return Batch(x, y, stream, record.timestamp_ms)
+
+    def _deliver(self, record: Record, result: StepResult) -> None:
+        if result.decision is not None:
+            self.checkpoint.note_decision(result.decision, result.stream, record.partition, record.offset)
+        if result.mask_id is None:
+            self.side.send(record.partition.topic + OVERFLOW, record.key, record.value, _origin(record, keep=True))
+        elif not result.trained:
+            answer = {"task": result.mask_id, "labels": result.predictions.tolist(), "entropy": result.entropy}
+            body = json.dumps(answer).encode()
+            self.side.send(record.partition.topic + PREDICTIONS, record.key, body, _origin(record))
+
+    def _dead_letter(self, record: Record, error: BadBatchError) -> None:
+        size = len(record.value or b"")
+        oversized = size > self.limits.max_bytes
+        value = (record.value or b"")[:_KEPT_OF_OVERSIZED] if oversized else record.value
+        headers = [*_origin(record, keep=True), ("reason", error.reason.encode()), ("error", str(error).encode())]
+        if oversized:
+            headers.append(("truncated-from", str(size).encode()))
+        self.side.send(record.partition.topic + DEAD_LETTER, record.key, value, headers)
+        self.checkpoint.totals["dead_lettered"] += 1
+        log.warning(
+            "record.dead_lettered",
+            topic=record.partition.topic,
+            partition=record.partition.number,
+            offset=record.offset,
+            reason=error.reason,
+            error=str(error),
+        )
+
+    def _count(self, result: StepResult) -> None:
+        totals = self.checkpoint.totals
+        if result.trained:
+            totals["batches"] += 1
+            totals["samples"] += result.rows
+            totals["correct"] += round(result.accuracy * result.rows)
+        elif result.mask_id is None:
+            totals["overflowed"] += 1
+        else:
+            totals["answered"] += 1
+
+
+def _origin(record: Record, *, keep: bool = False) -> Headers:
+    """Headers that say where a record came from; with `keep` behind its own."""
+    own = [(name, value) for name, value in record.headers.items() if keep]
+    return [
+        *own,
+        ("source-topic", record.partition.topic.encode()),
+        ("source-partition", str(record.partition.number).encode()),
+        ("source-offset", str(record.offset).encode()),
+        ("source-timestamp", str(record.timestamp_ms).encode()),
+    ]

@@ -1,0 +1,67 @@
+"""One canonical log line per batch, with river's online accuracy over the newest batches."""
+
+from typing import Any, Final
+
+import structlog
+from river import metrics, utils
+
+from daemon.kafka_source import Record
+from supsup_online.types import Decision, StepResult
+
+log = structlog.get_logger()
+
+ROLLING_BATCHES: Final = 50
+
+
+class Observer:
+    """Turns step results into log lines."""
+
+    def __init__(self) -> None:
+        # Two updates per batch: the right answers with their count as weight, then the wrong ones.
+        self._accuracy = utils.Rolling(metrics.Accuracy(), window_size=2 * ROLLING_BATCHES)
+
+    def batch(self, record: Record, result: StepResult, *, decode_s: float, step_s: float) -> None:
+        """Log what one record did; times in seconds."""
+        fields: dict[str, Any] = {
+            "topic": record.partition.topic,
+            "partition": record.partition.number,
+            "offset": record.offset,
+            "stream": result.stream,
+            "mask": result.mask_id,
+            "rows": result.rows,
+            "decode_ms": round(decode_s * 1e3, 3),
+            "step_ms": round(step_s * 1e3, 3),
+        }
+        if result.trained:
+            fields |= {"loss": round(result.loss, 4), "accuracy": round(result.accuracy, 4)}
+            fields["rolling_accuracy"] = round(self._rolling(result), 4)
+        if result.decision is not None:
+            fields |= _decision_fields(result.decision)
+        log.info(_event(result), **fields)
+
+    def _rolling(self, result: StepResult) -> float:
+        correct = round(result.accuracy * result.rows)
+        self._accuracy.update(y_true=True, y_pred=True, w=correct)
+        self._accuracy.update(y_true=True, y_pred=False, w=result.rows - correct)
+        return float(self._accuracy.get())
+
+
+def _event(result: StepResult) -> str:
+    if result.trained:
+        return "batch.trained"
+    return "batch.overflowed" if result.mask_id is None else "batch.answered"
+
+
+def _decision_fields(decision: Decision) -> dict[str, Any]:
+    best = decision.candidates[0] if decision.candidates else None
+    return {
+        "action": decision.action,
+        "why": decision.why,
+        "rule": decision.rule,
+        "previous_mask": decision.previous,
+        "evicted_mask": decision.evicted,
+        "ratio": decision.ratio,
+        "best_candidate": None if best is None else best.mask_id,
+        "best_statistic": None if best is None else round(best.statistic, 4),
+        "best_residual": None if best is None or best.residual is None else round(best.residual, 2),
+    }

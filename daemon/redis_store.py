@@ -1,0 +1,346 @@
+"""The mask bank in Redis: open it, load it, commit to it (trainer); read it (everybody else).
+
+The trainer writes through one Lua script only (`lua/commit.lua`): masks, statistics, hot states, stream positions,
+version and events become visible together or not at all. redis-py repeats a command whose reply was lost, so a commit
+carries an id and the script takes the second copy for what it is.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Final, NoReturn
+
+import redis
+from redis.exceptions import AuthenticationError, ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
+
+from daemon.errors import BankMismatchError, FencedError, UnavailableError
+from daemon.redis_keys import BankKeys
+from daemon.settings import without_password
+from supsup_online import codec
+from supsup_online.bitpack import Words
+from supsup_online.errors import CodecError, SpecError
+from supsup_online.network import Network
+from supsup_online.optimisers import Optimiser
+from supsup_online.spec import BankSpec
+from supsup_online.stats import MaskStats
+from supsup_online.trainer import HotMask
+
+EVENTS_KEPT: Final = 10_000
+_READ_AT_ONCE: Final = 256
+
+Value = str | bytes | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBank:
+    """A bank as loaded: masks, statistics and hot states by id, counters, version."""
+
+    masks: dict[int, Words]
+    stats: dict[int, MaskStats]
+    hot: dict[int, HotMask]
+    totals: dict[str, int]
+    version: int
+
+
+@dataclass(slots=True)
+class CommitPlan:
+    """What one commit writes; filled by `checkpoint`, run by `RedisStore.commit`."""
+
+    writes: list[tuple[str, str, tuple[Value, ...]]] = field(default_factory=list)
+    changed: list[int] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+    events: list[dict[str, Value]] = field(default_factory=list)
+
+    def write(self, command: str, key: str, *values: Value) -> None:
+        """Add one Redis command on one key."""
+        self.writes.append((command, key, values))
+
+    def hset(self, key: str, mapping: Mapping[str, Value]) -> None:
+        """Set fields of a hash."""
+        if mapping:
+            self.write("HSET", key, *(part for pair in mapping.items() for part in pair))
+
+
+def connect(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
+    """A client that has answered once.
+
+    Raises:
+        UnavailableError: no answer, a wrong password, or a URL that is none.
+    """
+    try:
+        client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=max(30.0, timeout_s))
+        client.ping()
+    except ValueError as error:
+        raise UnavailableError(
+            f"{without_password(url)} is no Redis URL ({error}); write redis://HOST:PORT/DB"
+        ) from None
+    except AuthenticationError as error:
+        raise UnavailableError(f"Redis at {without_password(url)} refused the credentials: {error}") from None
+    except RedisError as error:
+        raise UnavailableError(
+            f"cannot reach Redis at {without_password(url)}: {error}. Is it running, and is --redis (SUPSUP_REDIS) "
+            "right? `supsup-daemon start --embedded` brings its own."
+        ) from None
+    return client
+
+
+class BankReader:
+    """Reads a bank; needs no right to write."""
+
+    def __init__(self, client: redis.Redis, bank: str) -> None:
+        self.client: Any = client  # redis-py's types leave open whether a reply is bytes or str
+        self.keys = BankKeys(bank)
+
+    def spec_text(self) -> dict[str, str]:
+        """The stored spec, fingerprint included; empty when there is no such bank."""
+        return _text(self.client.hgetall(self.keys.spec))
+
+    def spec(self) -> BankSpec:
+        """The stored spec.
+
+        Raises:
+            BankMismatchError: there is no such bank, or its spec is damaged.
+        """
+        text = self.spec_text()
+        if not text:
+            raise BankMismatchError(
+                f"there is no bank {self.keys.bank!r} in this Redis yet: a trainer creates it (supsup-daemon start)"
+            )
+        try:
+            return BankSpec.from_text(text)
+        except SpecError as error:
+            raise BankMismatchError(f"bank {self.keys.bank!r}: {error}") from error
+
+    def version(self) -> int:
+        """The bank's version; 0 before the first commit."""
+        return int(self.client.get(self.keys.version) or 0)
+
+    def mask_ids(self) -> list[int]:
+        """Ids of all masks, in order."""
+        return sorted(int(member) for member in self.client.zrange(self.keys.index, 0, -1))
+
+    def stats_text(self, mask_ids: Sequence[int]) -> list[dict[str, str]]:
+        """The plain-text statistics of some masks, `id` and `version` of the last change included."""
+        pipe = self.client.pipeline(transaction=False)
+        for mask_id in mask_ids:
+            pipe.hgetall(self.keys.stats(mask_id))
+            pipe.zscore(self.keys.index, mask_id)
+        replies = pipe.execute()
+        return [
+            {"id": str(mask_id), **_text(replies[2 * i]), "version": str(int(replies[2 * i + 1] or 0))}
+            for i, mask_id in enumerate(mask_ids)
+        ]
+
+    def totals(self) -> dict[str, int]:
+        """Counters of the whole bank."""
+        return {name: int(value) for name, value in _text(self.client.hgetall(self.keys.totals)).items()}
+
+    def lease(self) -> dict[str, str]:
+        """Who writes: epoch, owner, newest commit."""
+        return _text(self.client.hgetall(self.keys.lease))
+
+    def positions(self) -> dict[str, int]:
+        """`topic:partition` -> next offset, over all partitions this bank has read."""
+        prefix = len(self.keys.progress("", 0)) - 2
+        found = sorted(key.decode() for key in self.client.scan_iter(self.keys.progress_pattern, count=1000))
+        return {key[prefix:]: int(self.client.hget(key, "offset") or 0) for key in found}
+
+    def events(self, after: str = "-", count: int = 1000) -> list[tuple[str, dict[str, str]]]:
+        """(entry id, fields) of the event stream behind `after`, oldest first."""
+        start = after if after == "-" else f"({after}"
+        return [
+            (entry.decode(), _text(fields)) for entry, fields in self.client.xrange(self.keys.events, start, "+", count)
+        ]
+
+    def masks(self, network: Network, mask_ids: Sequence[int]) -> dict[int, Words]:
+        """Packed masks by id.
+
+        Raises:
+            BankMismatchError: a mask is missing or damaged.
+        """
+        found: dict[int, Words] = {}
+        for start in range(0, len(mask_ids), _READ_AT_ONCE):
+            ids = mask_ids[start : start + _READ_AT_ONCE]
+            for mask_id, blob in zip(ids, self.client.mget([self.keys.mask(i) for i in ids]), strict=True):
+                with _reading(self.keys.mask(mask_id)):
+                    found[mask_id] = codec.decode_mask(network, blob or b"")
+        return found
+
+    def network(self, spec: BankSpec) -> Network:
+        """The network of a spec, proved by the stored fingerprint of its weights.
+
+        Raises:
+            BankMismatchError: the regenerated weights are not those the masks were trained over.
+        """
+        network = Network.build(spec)
+        self.check_fingerprint(network)
+        return network
+
+    def check_fingerprint(self, network: Network) -> None:
+        """Compare the weights with the fingerprint in Redis.
+
+        Raises:
+            BankMismatchError: they differ.
+        """
+        stored = self.spec_text().get("fingerprint")
+        if stored != network.fingerprint:
+            raise BankMismatchError(
+                f"bank {self.keys.bank!r}: weights regenerated from seed {network.spec.weight_seed} have fingerprint "
+                f"{network.fingerprint[:12]}, the bank's have {str(stored)[:12]}: its masks mean nothing here"
+            )
+
+
+class EventTail:
+    """The event stream from its start on, read piece by piece."""
+
+    def __init__(self, reader: BankReader) -> None:
+        self._reader = reader
+        self._newest = "-"
+
+    def read(self) -> list[dict[str, str]]:
+        """Events since the last call, oldest first; each with its entry `id`."""
+        found = self._reader.events(self._newest)
+        if found:
+            self._newest = found[-1][0]
+        return [{"id": entry, **fields} for entry, fields in found]
+
+
+class RedisStore(BankReader):
+    """Reads and writes a bank as its one trainer.
+
+    Attributes:
+        epoch: this trainer's fencing epoch, 0 until `open`.
+    """
+
+    def __init__(self, client: redis.Redis, bank: str) -> None:
+        super().__init__(client, bank)
+        self.epoch = 0
+        source = resources.files("daemon").joinpath("lua/commit.lua").read_text(encoding="utf-8")
+        self._script = client.register_script(source)
+
+    def open(self, network: Network, owner: str) -> None:
+        """Create the bank, or prove that it is the same one; then become its only writer.
+
+        Raises:
+            BankMismatchError: another spec (each differing field is named), or another fingerprint.
+        """
+        wanted = {**network.spec.to_text(), "fingerprint": network.fingerprint}
+        with _answers():
+            if not self.client.exists(self.keys.spec):
+                self._create(wanted)
+            self._check_spec(network)
+            self.check_fingerprint(network)
+            self.client.hset(self.keys.spec, "budget", network.spec.budget)
+            self.epoch = int(self.client.hincrby(self.keys.lease, "epoch", 1))
+            self.client.hset(self.keys.lease, mapping={"owner": owner, "since": int(time.time())})
+
+    def _create(self, wanted: dict[str, str]) -> None:
+        with self.client.pipeline() as pipe:
+            pipe.watch(self.keys.spec)
+            if pipe.exists(self.keys.spec):
+                return
+            pipe.multi()
+            pipe.hset(self.keys.spec, mapping=wanted)
+            try:
+                pipe.execute()
+            except redis.WatchError:
+                return  # somebody else created it first; the check that follows compares with theirs
+
+    def _check_spec(self, network: Network) -> None:
+        if differences := network.spec.differences(self.spec()):
+            raise BankMismatchError(
+                f"bank {self.keys.bank!r} was made with other settings (yours, the bank's): {'; '.join(differences)}. "
+                "Use the bank's settings, or another --bank."
+            )
+
+    def load(self, network: Network, optimiser: Optimiser) -> StoredBank:
+        """Everything a trainer goes on with.
+
+        Raises:
+            BankMismatchError: something is missing, damaged or of another architecture.
+        """
+        with _answers():
+            ids = self.mask_ids()
+            masks = self.masks(network, ids)
+            stats = {}
+            for mask_id, text in zip(ids, self.stats_text(ids), strict=True):
+                with _reading(self.keys.stats(mask_id)):
+                    stats[mask_id] = MaskStats.from_text(text)
+            return StoredBank(masks, stats, self._hot_states(network, optimiser, ids), self.totals(), self.version())
+
+    def _hot_states(self, network: Network, optimiser: Optimiser, ids: Sequence[int]) -> dict[int, HotMask]:
+        hot: dict[int, HotMask] = {}
+        for mask_id in ids:  # one at a time: a state is 88 times a mask
+            blob = self.client.get(self.keys.state(mask_id))
+            if blob is not None:
+                with _reading(self.keys.state(mask_id)):
+                    state = codec.decode_hot(network, optimiser, blob)
+                if state is not None:
+                    hot[mask_id] = state
+        return hot
+
+    def progress(self, topic: str, partition: int) -> dict[str, str]:
+        """The stored progress of one partition; empty when it was never read."""
+        with _answers():
+            return _text(self.client.hgetall(self.keys.progress(topic, partition)))
+
+    def commit(self, plan: CommitPlan, commit_id: str) -> int:
+        """Write everything in the plan at once; returns the bank's new version.
+
+        The newest `commit_id` is remembered: the same one again is a repetition, and changes nothing.
+
+        Raises:
+            FencedError: another trainer has taken over.
+            UnavailableError: Redis is away, read-only or out of memory; nothing was written, or all of it was.
+        """
+        keys = [self.keys.lease, self.keys.version, self.keys.index, self.keys.events]
+        arguments: list[Value] = [self.epoch, commit_id, ""]
+        writes: list[list[str | int]] = []
+        for command, key, values in plan.writes:
+            keys.append(key)
+            writes.append([command, len(keys), *range(len(arguments) + 1, len(arguments) + 1 + len(values))])
+            arguments.extend(values)
+        arguments[2] = json.dumps(
+            {
+                "writes": writes,
+                "changed": plan.changed,
+                "removed": plan.removed,
+                "events": [[str(part) for pair in event.items() for part in pair] for event in plan.events],
+                "events_kept": EVENTS_KEPT,
+            }
+        )
+        with _answers():
+            return int(self._script(keys=keys, args=arguments))
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    """Turn redis-py's errors into ours."""
+    try:
+        yield
+    except ResponseError as error:
+        if "FENCED" in str(error):
+            raise FencedError(f"another trainer has taken over this bank: {error}") from error
+        _unavailable(error)
+    except (ConnectionError, TimeoutError, RedisError) as error:
+        _unavailable(error)
+
+
+@contextmanager
+def _reading(key: str) -> Iterator[None]:
+    """Turn damaged bytes into a reason to stop that names the key."""
+    try:
+        yield
+    except CodecError as error:
+        raise BankMismatchError(f"{key}: {error}. Was it evicted or overwritten?") from error
+
+
+def _unavailable(error: RedisError) -> NoReturn:
+    raise UnavailableError(f"Redis does not take it: {error}") from error
+
+
+def _text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {key.decode(): value.decode(errors="replace") for key, value in raw.items()}

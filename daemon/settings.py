@@ -1,0 +1,234 @@
+"""Settings: every knob once, with its default, its limits and its sentence of help.
+
+Sources in rising order: default, TOML file, environment (`SUPSUP_` + the name in capitals), command-line flag. click
+keeps track of where a value came from, pydantic checks them all and reports every problem together.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from daemon.errors import ConfigError
+from daemon.redis_keys import BANK_NAME
+from supsup_online.decide import RuleName, RuleSettings
+from supsup_online.drift import DetectorName
+from supsup_online.errors import SpecError
+from supsup_online.inference import Objective
+from supsup_online.learner import LearnerSettings, OverBudgetPolicy
+from supsup_online.optimisers import OptimiserChoice
+from supsup_online.running_loss import Agreement
+from supsup_online.spec import BankSpec, VariantName, parse_shape
+from supsup_online.weights import WeightInit
+
+PREFIX: Final = "SUPSUP_"
+# Variables of the same prefix that are not settings of the daemon.
+OTHER_VARIABLES: Final = frozenset({"SUPSUP_CONFIG", "SUPSUP_DATA_DIR", "SUPSUP_TEST_KAFKA", "SUPSUP_TEST_REDIS"})
+
+
+def _split(value: Any) -> Any:
+    """`a,b` or ["a,b", "c"] -> ("a", "b", "c")."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, Iterable):
+        return parts
+    return tuple(piece.strip() for part in parts for piece in str(part).split(",") if piece.strip())
+
+
+def _shape(value: Any) -> Any:
+    return parse_shape(value) if isinstance(value, str) else value
+
+
+def _optional(value: Any) -> Any:
+    return None if value == "" else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_shape)]
+
+
+class Settings(BaseModel):
+    """Settings of the trainer; other commands use some of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kafka: Names = Field(("127.0.0.1:9092",), min_length=1, description="Kafka servers, HOST:PORT,...")
+    redis: str = Field("redis://127.0.0.1:6379/0", description="Redis URL; a password in it is kept out of logs.")
+    topic: Names = Field(("supsup",), min_length=1, description="Topic to read; may be given more than once.")
+    group: str = Field("supsup", min_length=1, description="Kafka consumer group.")
+    bank: str = Field("default", pattern=f"^{BANK_NAME.pattern}$", description="Name of the mask bank in Redis.")
+
+    arch: str = Field("lenet-300-100", description="lenet-300-100, fc-1024-1024 or mlp-A-B-... (hidden sizes).")
+    input_shape: Shape = Field((28, 28), description="Shape of one input, for instance 28x28.")
+    classes: int = Field(10, ge=2, le=1_000_000, description="Number of labels; they run from 0.")
+    outputs: int = Field(500, ge=2, le=1_000_000, description="Network outputs, at least as many as classes.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the frozen weights and of the scores.")
+    weight_init: WeightInit = Field("signed-constant", description="signed-constant or kaiming-normal.")
+    variant: VariantName = Field("top-k", description="How scores become a mask: top-k or threshold.")
+    keep_fraction: float = Field(0.5, gt=0, le=1, description="Share of edges kept per layer (top-k).")
+    mean: float = Field(0.1307, allow_inf_nan=False, description="uint8 inputs become (x / 255 - mean) / std.")
+    std: float = Field(0.3081, gt=0, allow_inf_nan=False, description="See mean; float32 inputs are taken as they are.")
+    budget: int = Field(2500, ge=1, description="Most masks the bank may hold; may change from start to start.")
+    over_budget: OverBudgetPolicy = Field(
+        "overflow", description="overflow: to TOPIC.overflow; evict: drop the mask unused longest."
+    )
+
+    rule: RuleName = Field("loss", description="How a mask is chosen: loss, exact, one-shot or paper.")
+    epsilon: float = Field(
+        0.125, ge=0, allow_inf_nan=False, description="New mask when k * max(nu) < 1 + epsilon (one-shot, paper)."
+    )
+    objective: Objective = Field("H", description="Objective of one-shot inference: H or G.")
+    decision_every: int = Field(100, ge=1, le=100_000, description="Batches of a stream between two decisions.")
+    decision_rows: int = Field(32, ge=1, description="Samples of a batch on which all masks are ranked.")
+    detector: DetectorName = Field("page-hinkley", description="Drift detector: page-hinkley, adwin, kswin or none.")
+    tolerance: float = Field(
+        6.0, gt=0, allow_inf_nan=False, description="Largest distance from a mask's running loss, in noise."
+    )
+    margin: float = Field(0.1, ge=0, le=1, description="Share of what a mask has learnt that a batch may give up.")
+    optimiser: Literal["adam", "rmsprop", "sgd"] = Field("adam", description="Optimiser of the scores.")
+    learning_rate: Annotated[float | None, BeforeValidator(_optional)] = Field(
+        None, gt=0, allow_inf_nan=False, description="Learning rate; empty: the optimiser's default."
+    )
+    hot_masks: int = Field(8, ge=1, description="Masks whose scores are kept; at least the streams active at a time.")
+    max_streams: int = Field(1000, ge=1, description="Streams (record keys) remembered.")
+
+    device: str = Field("auto", description="cpu, cuda, cuda:N, or auto: CUDA where there is one.")
+    threads: int = Field(0, ge=0, description="CPU threads for torch; 0: its default.")
+    max_record_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="Larger records are dead-lettered.")
+    max_rows: int = Field(4096, ge=1, description="Batches with more rows are dead-lettered.")
+    commit_every: int = Field(50, ge=1, description="Records between two commits.")
+    commit_interval_s: float = Field(5.0, gt=0, description="Longest time between two commits, seconds.")
+    session_timeout_s: float = Field(10.0, ge=1, description="Kafka session timeout, seconds.")
+    max_poll_interval_s: float = Field(300.0, ge=1, description="Longest time between two polls, seconds.")
+    connect_timeout_s: float = Field(10.0, gt=0, description="How long a server may take to answer at start, seconds.")
+    patience_s: float = Field(60.0, ge=0, description="How long a server may be away while running, seconds.")
+    create_topics: bool = Field(default=True, description="Create topics that are missing, with one partition.")
+    burst: bool = Field(default=False, description="Stop when everything is read.")
+
+    embedded: bool = Field(default=False, description="Bring a broker and a Redis along (extra `embedded`).")
+    state_dir: Path = Field(Path(".supsup"), description="Directory of the embedded servers' data.")
+    kafka_port: int = Field(0, ge=0, le=65535, description="Port of the embedded broker; 0: a free one.")
+    redis_port: int = Field(0, ge=0, le=65535, description="Port of the embedded Redis; 0: a free one.")
+
+    log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+
+    def bank_spec(self) -> BankSpec:
+        """The bank these settings describe.
+
+        Raises:
+            ConfigError: they contradict each other.
+        """
+        try:
+            return BankSpec(
+                architecture=self.arch,
+                input_shape=self.input_shape,
+                classes=self.classes,
+                outputs=self.outputs,
+                weight_seed=self.seed,
+                weight_init=self.weight_init,
+                variant=self.variant,
+                keep_fraction=self.keep_fraction,
+                budget=self.budget,
+                mean=self.mean,
+                std=self.std,
+            )
+        except SpecError as error:
+            raise ConfigError(str(error)) from error
+
+    def learner(self) -> LearnerSettings:
+        """The learner's part."""
+        return LearnerSettings(
+            rule=RuleSettings(
+                rule=self.rule,
+                epsilon=self.epsilon,
+                objective=self.objective,
+                rows=self.decision_rows,
+                agreement=Agreement(self.tolerance, self.margin),
+            ),
+            decision_every=self.decision_every,
+            detector=self.detector,
+            optimiser=OptimiserChoice(self.optimiser, self.learning_rate),
+            over_budget=self.over_budget,
+            hot_masks=self.hot_masks,
+            max_streams=self.max_streams,
+        )
+
+
+NAMES: Final = tuple(Settings.model_fields)
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+    """Check raw values.
+
+    Args:
+        values: setting -> value as its source gave it.
+        origins: setting -> where that was, for messages.
+
+    Raises:
+        ConfigError: one line per problem, all of them.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        lines = [_problem(dict(problem), origins) for problem in error.errors()]
+    raise ConfigError("\n".join(lines))
+
+
+def _problem(problem: dict[str, Any], origins: Mapping[str, str]) -> str:
+    name = str(problem["loc"][0])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{flag(name)} ({origins.get(name, 'default')}): {message}; got {problem['input']!r}"
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Settings of a TOML file: flat, names with `_` or `-`.
+
+    Raises:
+        ConfigError: unreadable, no TOML, or unknown keys.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the settings file {path}: {error}") from error
+    values = {name.replace("-", "_"): value for name, value in table.items()}
+    unknown = [f"{path}: unknown key {name!r}{_suggestion(name, NAMES)}" for name in values if name not in NAMES]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    return values
+
+
+def check_environment(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse variables that look like settings and are none.
+
+    Raises:
+        ConfigError: one line per unknown `SUPSUP_*` variable.
+    """
+    known = {variable(name) for name in NAMES} | OTHER_VARIABLES
+    unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise ConfigError("\n".join(f"unknown variable {name}{_suggestion(name, known)}" for name in unknown))
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown: user and password removed."""
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,134 @@
+"""Masks and hot states as bytes, specified byte by byte. All numbers are little-endian.
+
+A mask (what a replica reads; 39,440 bytes for LeNet 300-100 with 500 outputs):
+
+    offset  size         what
+    0       4            magic "SSMK"
+    4       1            format, 1
+    5       3            zero
+    8       16           architecture hash: first 16 bytes of sha256 over the layer shapes
+    (`Network.architecture_hash`)
+    24      8            P, number of weights
+    32      ceil(P / 8)  bit i of the mask is bit i % 8 (least significant first) of byte i // 8; bits past P are zero
+    end-8   8            checksum: first 8 bytes of sha256 over all bytes before
+
+A hot state (what a trainer needs to go on with the very same bits):
+
+    offset  size         what
+    0       4            magic "SSHS"
+    4       1            format, 1
+    5       1            number of moments m
+    6       2            zero
+    8       16           architecture hash
+    24      8            P
+    32      8            updates made, unsigned
+    40      8            optimiser name, ASCII, padded with zero bytes
+    48      4 P          scores, float32
+    ...     4 P m        moments, float32, one after the other
+    end-8   8            checksum, as above
+
+Every violation raises CodecError and says which; sizes are checked before anything is copied.
+"""
+
+import hashlib
+import struct
+from typing import Final
+
+import numpy as np
+import torch
+
+from supsup_online.bitpack import Words
+from supsup_online.errors import CodecError
+from supsup_online.network import Network
+from supsup_online.optimisers import Optimiser, OptimiserState
+from supsup_online.trainer import HotMask
+
+_MASK: Final = struct.Struct("<4sB3x16sQ")
+_HOT: Final = struct.Struct("<4sBB2x16sQQ8s")
+_MASK_MAGIC: Final = b"SSMK"
+_HOT_MAGIC: Final = b"SSHS"
+_FORMAT: Final = 1
+_CHECKSUM_BYTES: Final = 8
+
+
+def encode_mask(network: Network, words: Words) -> bytes:
+    """A packed mask (word_count,) as bytes."""
+    bits = np.packbits(network.layout.unpack(words), bitorder="little").tobytes()
+    header = _MASK.pack(_MASK_MAGIC, _FORMAT, network.architecture_hash, network.architecture.weight_count)
+    return _sealed(header + bits)
+
+
+def decode_mask(network: Network, blob: bytes) -> Words:
+    """The inverse of `encode_mask`.
+
+    Raises:
+        CodecError: not the bytes of a mask of this architecture, or damaged.
+    """
+    count = network.architecture.weight_count
+    body = _opened(blob, _MASK.size + -(-count // 8), "mask")
+    magic, version, shape_hash, stored = _MASK.unpack_from(body)
+    _check_header(network, (magic, version, shape_hash, stored), _MASK_MAGIC, "mask")
+    packed = np.frombuffer(body, dtype=np.uint8, offset=_MASK.size)
+    if any(body[5:8]) or (count % 8 and packed[-1] >> (count % 8)):
+        raise CodecError("mask: bits that must be zero are set")
+    bits = np.unpackbits(packed, count=count, bitorder="little").view(np.bool_)
+    return network.layout.pack(bits)
+
+
+def encode_hot(network: Network, optimiser: Optimiser, hot: HotMask) -> bytes:
+    """Scores and optimiser state of a mask in training as bytes."""
+    header = _HOT.pack(
+        _HOT_MAGIC,
+        _FORMAT,
+        len(hot.optimiser.moments),
+        network.architecture_hash,
+        network.architecture.weight_count,
+        hot.optimiser.step,
+        optimiser.name.encode("ascii"),
+    )
+    vectors = [hot.scores, *hot.optimiser.moments]
+    return _sealed(header + b"".join(v.cpu().numpy().astype("<f4", copy=False).tobytes() for v in vectors))
+
+
+def decode_hot(network: Network, optimiser: Optimiser, blob: bytes) -> HotMask | None:
+    """The inverse of `encode_hot`; None when another optimiser left it (the mask is then rekindled from its bits).
+
+    Raises:
+        CodecError: not the bytes of a hot state of this architecture, or damaged.
+    """
+    if len(blob) < _HOT.size:
+        raise CodecError(f"hot state: {len(blob)} bytes are shorter than its header")
+    magic, version, moments, shape_hash, count, step, name = _HOT.unpack_from(blob)
+    _check_header(network, (magic, version, shape_hash, count), _HOT_MAGIC, "hot state")
+    body = _opened(blob, _HOT.size + 4 * count * (1 + moments), "hot state")
+    if name.rstrip(b"\0") != optimiser.name.encode("ascii") or moments != optimiser.moment_count:
+        return None
+    vectors = np.frombuffer(body, dtype="<f4", offset=_HOT.size).reshape(1 + moments, count)
+    if not np.isfinite(vectors).all():
+        raise CodecError("hot state: a number is not finite")
+    scores, *rest = (torch.from_numpy(v.astype(np.float32)).to(network.device) for v in vectors)
+    return HotMask(scores, OptimiserState(step, rest))
+
+
+def _sealed(body: bytes) -> bytes:
+    return body + hashlib.sha256(body).digest()[:_CHECKSUM_BYTES]
+
+
+def _opened(blob: bytes, size: int, what: str) -> memoryview:
+    """The bytes before the checksum, once size and checksum are right."""
+    if len(blob) != size + _CHECKSUM_BYTES:
+        raise CodecError(f"{what}: {len(blob)} bytes, expected {size + _CHECKSUM_BYTES}")
+    body = memoryview(blob)[:size]
+    if hashlib.sha256(body).digest()[:_CHECKSUM_BYTES] != blob[size:]:
+        raise CodecError(f"{what}: the checksum does not match, the bytes are damaged")
+    return body
+
+
+def _check_header(network: Network, header: tuple[bytes, int, bytes, int], magic: bytes, what: str) -> None:
+    found_magic, version, shape_hash, count = header
+    if found_magic != magic:
+        raise CodecError(f"{what}: starts with {found_magic!r}, not with {magic!r}")
+    if version != _FORMAT:
+        raise CodecError(f"{what}: format {version} is not the one this version reads ({_FORMAT})")
+    if shape_hash != network.architecture_hash or count != network.architecture.weight_count:
+        raise CodecError(f"{what}: belongs to another architecture than {network.architecture.name}")
