@@ -47,13 +47,18 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
             learner = OnlineLearner(network, settings.learner())
         except SpecError as error:
             raise ConfigError(str(error)) from error
-        loop = _assemble(stack, settings, learner, stop)
+        loop = assemble(stack, settings, learner, stop)
         log.info("trainer.ready", version=__version__, bank=settings.bank, masks=len(learner.bank), budget=spec.budget)
         loop.run()
         log.info("trainer.stopped", records=loop.checkpoint.totals["records"], masks=len(learner.bank))
 
 
-def _assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop: Event) -> TrainerLoop:
+def assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop: Event) -> TrainerLoop:
+    """Connect everything, take over the stored bank, and return the loop ready to run; `stack` closes the clients.
+
+    Raises:
+        StopError: see `daemon.errors`.
+    """
     client = redis_store.connect(settings.redis, timeout_s=settings.connect_timeout_s)
     stack.callback(client.close)
     kafka = kafka_settings(settings)

@@ -67,14 +67,14 @@ def demo(*, as_json: bool, hold: bool, output: Path, **stream: Any) -> None:
     console = Console(stderr=True)
     scenario, plan = _stream(stream)
     console.print(
-        f"[bold]{stream['tasks']} {stream['scenario']} tasks[/] of {scenario.dataset.name} ({scenario.dataset.source}), "
+        f"[bold]{stream['tasks']} {stream['scenario']} tasks[/], {scenario.dataset.name} ({scenario.dataset.source}), "
         f"{len(plan)} batches of {stream['rows']}; nobody tells the trainer which is which"
     )
     with EmbeddedServers(runner.fresh_directory(output)) as servers:
         run = DemoRun(servers, scenario, plan, stream["rows"], output)
         events = _follow(run, console)
         masks = run.masks_of_batches(events)
-        reports = run.report(events, masks)
+        reports = run.report(masks)
         summary = run.summary(events, masks, reports)
         summary["seconds"] = round(time.monotonic() - begun, 1)
         picture = _draw(output, run, events, masks, summary)
@@ -133,7 +133,7 @@ def _draw(output: Path, run: DemoRun, events: list[Event], masks: list[int | Non
     path = output / "timeline.png"
     switches = [event.offset for event in events if event.fields["previous"] != event.fields["mask"]]
     title = f"{_totals(summary)}; held-out accuracy with the task inferred {summary['accuracy']:.1%}"
-    timeline.draw(path, [place.task for place in run.plan], masks, switches, title)
+    timeline.draw(path, run.tasks, masks, switches, title)
     return path
 
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from daemon.errors import StopError
 from daemon.loop import DEAD_LETTER, OVERFLOW, PREDICTIONS
 from daemon.redis_store import BankReader, EventTail
 from daemon.settings import Settings
+from supsup_online import scoring
 from supsup_online.predictor import predict
 from supsup_online.scenarios import Scenario, ScheduledBatch
 
@@ -197,43 +197,44 @@ class DemoRun:
             masks.append(current.get(place.stream))
         return masks
 
-    def report(self, events: list[Event], masks: list[int | None]) -> list[TaskReport]:
+    @property
+    def tasks(self) -> list[int]:
+        """The true task of every batch."""
+        return [place.task for place in self.plan]
+
+    def report(self, masks: list[int | None]) -> list[TaskReport]:
         """Per true task: its mask, how pure that is, and held-out accuracy, the task inferred from single images."""
-        owners = owners_of(events)
+        tasks = self.tasks
+        owners = scoring.owners(tasks, masks)
         reader = self.reader()
         network = reader.network(reader.spec())
         ids = reader.mask_ids()
         bank = reader.masks(network, ids)
         stacked = np.stack([bank[mask_id] for mask_id in ids])
         reports = []
-        for task in sorted({place.task for place in self.plan}):
-            used = Counter(m for place, m in zip(self.plan, masks, strict=True) if place.task == task and m is not None)
-            mask_id = used.most_common(1)[0][0] if used else None
-            x, y = self.scenario.test_set(task)
-            answer = predict(network, ids, stacked, network.inputs(x[:_TEST_ROWS]))
-            found = [owners.get(int(chosen)) == task for chosen in answer.mask_ids]
-            in_mask = [place.task == task for place, m in zip(self.plan, masks, strict=True) if m == mask_id]
+        for task in sorted(set(tasks)):
+            x, y = (part[:_TEST_ROWS] for part in self.scenario.test_set(task))
+            answer = predict(network, ids, stacked, network.inputs(x))
+            mask_id = scoring.main_mask(task, tasks, masks)
             reports.append(
                 TaskReport(
                     task=task,
                     mask_id=mask_id,
-                    batches=sum(place.task == task for place in self.plan),
-                    purity=sum(in_mask) / len(in_mask) if in_mask else 0.0,
-                    accuracy=float((answer.labels == y[:_TEST_ROWS]).mean()),
-                    found=sum(found) / len(found),
+                    batches=tasks.count(task),
+                    purity=scoring.purity(mask_id, tasks, masks),
+                    accuracy=float((answer.labels == y).mean()),
+                    found=sum(owners.get(int(mask)) == task for mask in answer.mask_ids) / len(y),
                 )
             )
         return reports
 
     def summary(self, events: list[Event], masks: list[int | None], reports: list[TaskReport]) -> dict[str, Any]:
         """The totals, as `demo --json` prints them."""
-        owners = owners_of(events)
-        wrong = sum(m is not None and owners[m] != place.task for place, m in zip(self.plan, masks, strict=True))
         totals = self.reader().totals()
         return {
             "true_tasks": len(reports),
             "masks_allocated": totals["allocated"],
-            "wrong_updates": wrong,
+            "wrong_updates": scoring.wrong_updates(self.tasks, masks),
             "task_inference_accuracy": round(sum(r.found for r in reports) / len(reports), 4),
             "accuracy": round(sum(r.accuracy for r in reports) / len(reports), 4),
             "prequential_accuracy": round(totals["correct"] / max(1, totals["samples"]), 4),

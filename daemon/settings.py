@@ -87,7 +87,7 @@ class Settings(BaseModel):
     tolerance: float = Field(
         6.0, gt=0, allow_inf_nan=False, description="Largest distance from a mask's running loss, in noise."
     )
-    margin: float = Field(0.1, ge=0, le=1, description="Share of what a mask has learnt that a batch may give up.")
+    margin: float = Field(0.2, ge=0, le=1, description="Share of what a mask has learnt that a batch may give up.")
     optimiser: Literal["adam", "rmsprop", "sgd"] = Field("adam", description="Optimiser of the scores.")
     learning_rate: Annotated[float | None, BeforeValidator(_optional)] = Field(
         None, gt=0, allow_inf_nan=False, description="Learning rate; empty: the optimiser's default."

@@ -101,6 +101,8 @@ def decode_hot(network: Network, optimiser: Optimiser, blob: bytes) -> HotMask |
     magic, version, moments, shape_hash, count, step, name = _HOT.unpack_from(blob)
     _check_header(network, (magic, version, shape_hash, count), _HOT_MAGIC, "hot state")
     body = _opened(blob, _HOT.size + 4 * count * (1 + moments), "hot state")
+    if any(body[6:8]):
+        raise CodecError("hot state: bits that must be zero are set")
     if name.rstrip(b"\0") != optimiser.name.encode("ascii") or moments != optimiser.moment_count:
         return None
     vectors = np.frombuffer(body, dtype="<f4", offset=_HOT.size).reshape(1 + moments, count)

@@ -39,6 +39,8 @@ class RuleSettings:
         epsilon: allocate when k * max(nu) < 1 + epsilon (one-shot rules; the paper's 1/8).
         objective: H or G (one-shot rules).
         rows: samples of the batch that all masks are ranked on; the best few then see the whole batch.
+        settled: batches before a mask may be reused by a stream other than the one that is training it: in its first
+            batches a mask learns what all tasks have in common, so its loss cannot tell them apart.
         superposed: fewest masks in a superposition; untrained pads fill up (one-shot rules).
         familiar: margin of `allocation.familiar` (exact rule).
         agreement: when a batch agrees with a mask's running loss.
@@ -48,6 +50,7 @@ class RuleSettings:
     epsilon: float = 0.125
     objective: Objective = "H"
     rows: int = 32
+    settled: int = 5
     superposed: int = 5
     familiar: float = 0.25
     agreement: Agreement = field(default_factory=Agreement)
@@ -77,9 +80,9 @@ class Decider:
         self._chance = float(np.log(network.spec.classes))
         self._pads: dict[int, Words] = {}
 
-    def __call__(self, bank: MaskBank, stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
-        """Examine the masks of a bank for prepared inputs x (n, ...) and labels y (n,)."""
-        ids = list(bank)
+    def __call__(self, bank: MaskBank, stats: dict[int, MaskStats], stream: str, x: Tensor, y: Tensor) -> Verdict:
+        """Examine the masks of a bank for prepared inputs x (n, ...) and labels y (n,) of a stream."""
+        ids = [mask_id for mask_id in bank if self._eligible(stats[mask_id], stream)]
         if not ids:
             return Verdict((), ())
         rank: Callable[..., Verdict] = {"loss": self._by_loss, "exact": self._by_entropy}.get(
@@ -89,6 +92,10 @@ class Decider:
         if self.settings.rule == "paper":
             return verdict
         return self._checked(bank, stats, verdict, x, y)
+
+    def _eligible(self, stats: MaskStats, stream: str) -> bool:
+        settled = stats.batches >= self.settings.settled or stats.stream == stream
+        return settled or self.settings.rule == "paper"
 
     def _by_loss(self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
         del stats

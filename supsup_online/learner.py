@@ -146,7 +146,7 @@ class OnlineLearner:
         evaluation = self._test(stream.mask_id, x, y)
         decision = None
         if why := self._why_decide(stream, evaluation):
-            decision = self._act(stream, why, x, y)
+            decision = self._act(batch.stream, why, x, y)
             if evaluation is None or decision.mask_id != decision.previous:
                 evaluation = self._test(stream.mask_id, x, y)
         if stream.mask_id is None or evaluation is None:
@@ -183,10 +183,11 @@ class OnlineLearner:
             return "window"
         return "drift" if drifted and self._watchful else None
 
-    def _act(self, stream: StreamState, why: Why, x: Tensor, y: Tensor) -> Decision:
+    def _act(self, name: str, why: Why, x: Tensor, y: Tensor) -> Decision:
         """Decide, and make the choice true: afterwards the stream has its mask, or none for lack of room."""
         self.sync()
-        verdict = self._decide(self.bank, self.stats, x, y)
+        stream = self.streams[name]
+        verdict = self._decide(self.bank, self.stats, name, x, y)
         previous, evicted = stream.mask_id, None
         choice = allocation.choose(verdict.known, room=not self.bank.full)
         if isinstance(choice, allocation.OverBudget) and self.settings.over_budget == "evict":

@@ -20,7 +20,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-ADAPTATION: Final = 0.2  # weight of the newest batch: a mask in its first steps halves its loss within a few
+# Weight of the newest batch: a mask gets better fast and is believed at once; it gets worse reluctantly.
+FALLING: Final = 0.5
+RISING: Final = 0.2
 _TINY: Final = 1e-6
 
 
@@ -34,21 +36,25 @@ class Agreement:
     """
 
     tolerance: float = 6.0
-    margin: float = 0.1
+    margin: float = 0.2
 
 
 @dataclass(slots=True)
 class RunningLoss:
-    """Exponentially weighted mean and within-batch variance of the per-sample loss before each update."""
+    """Level and within-batch variance of the per-sample loss before each update, newest batches weighing most."""
 
     mean: float = 0.0
     variance: float = 0.0
     batches: int = 0
 
     def observe(self, losses: NDArray[np.float32]) -> None:
-        """Take in the losses (n,) of one batch; the first few batches count equally."""
-        weight = max(1.0 / (self.batches + 1), ADAPTATION)
+        """Take in the losses (n,) of one batch.
+
+        The level is what the mask is capable of by now: while it learns, an average over its past would be far above
+        that, and a batch of another task would seem to fit.
+        """
         mean, variance = moments(losses)
+        weight = 1.0 if not self.batches else FALLING if mean < self.mean else RISING
         self.mean += weight * (mean - self.mean)
         self.variance += weight * (variance - self.variance)
         self.batches += 1

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from supsup_online.errors import CodecError
-from supsup_online.running_loss import ADAPTATION, RunningLoss
+from supsup_online.running_loss import RISING, RunningLoss
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class MaskStats:
 
     def observe(self, losses: NDArray[np.float32], correct: int, entropy: float) -> None:
         """Take in one batch as it was before its update: losses (n,), right answers, mean entropy in nats."""
-        weight = max(1.0 / (self.batches + 1), ADAPTATION)
+        weight = max(1.0 / (self.batches + 1), RISING)
         self.loss.observe(losses)
         self.accuracy += weight * (correct / len(losses) - self.accuracy)
         self.entropy += weight * (entropy - self.entropy)

@@ -30,7 +30,9 @@ def test_lenet_with_500_outputs_has_the_315200_weights_of_the_design():
     assert models.build("lenet-300-100", (28, 28), 500).weight_count == 315_200
 
 
-@pytest.mark.parametrize("name", ["", "lenet", "mlp", "mlp-", "mlp-0-4", "mlp-4-", "mlp-04", "mlp--4", "MLP-4", "mlp-4 "])
+@pytest.mark.parametrize(
+    "name", ["", "lenet", "mlp", "mlp-", "mlp-0-4", "mlp-4-", "mlp-04", "mlp--4", "MLP-4", "mlp-4 "]
+)
 def test_an_unknown_name_is_refused_with_the_ones_that_are_known(name):
     with pytest.raises(SpecError, match=r"lenet-300-100, fc-1024-1024 or mlp-A-B"):
         models.build(name, (4, 4), 12)

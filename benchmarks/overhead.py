@@ -1,0 +1,132 @@
+"""What a batch costs besides its training step: decode, decide, commit, log, in the real loop on real servers.
+
+    python benchmarks/overhead.py                 embedded broker and Redis, about half a minute
+
+Publishes a stream of recurring tasks first, then runs the trainer's own loop over it in this process, with a
+stopwatch around each part. `training` is forward, backward and update; everything else is overhead. The floor is the
+bare float32 matrix products of one step.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+from daemon import bootstrap, kafka_source, logs, publisher
+from daemon.checkpoint import Checkpointer
+from daemon.embedded import EmbeddedServers
+from daemon.loop import TrainerLoop
+from daemon.observe import Observer
+from daemon.settings import Settings
+from supsup_online import wire
+from supsup_online.datasets import load_mnist
+from supsup_online.learner import OnlineLearner
+from supsup_online.network import Network
+from supsup_online.scenarios import Scenario, schedule
+from supsup_online.trainer import EdgePopupTrainer
+
+spent: dict[str, float] = defaultdict(float)
+
+
+def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A callable that adds its time to `spent[name]`."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            spent[name] += time.perf_counter() - begun
+
+    return wrapper
+
+
+def floor_ms(network: Network, rows: int) -> float:
+    """Bare float32 products of one step: forward, gradient to the inputs (not of the first layer), to the weights."""
+    weights = network.architecture.split(network.weights)
+    inputs = [torch.randn(rows, w.shape[1]) for w in weights]
+    outputs = [torch.randn(rows, w.shape[0]) for w in weights]
+
+    def products() -> None:
+        for i, (w, x, y) in enumerate(zip(weights, inputs, outputs, strict=True)):
+            x @ w.T
+            y.T @ x
+            if i:
+                y @ w
+
+    products()
+    begun = time.perf_counter()
+    for _ in range(200):
+        products()
+    return 1e3 * (time.perf_counter() - begun) / 200
+
+
+def main() -> None:
+    """Publish, run, print."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--batches", type=int, default=1000)
+    arguments.add_argument("--rows", type=int, default=128)
+    arguments.add_argument("--tasks", type=int, default=5)
+    given = arguments.parse_args()
+    logs.configure("json", "info")
+    instrument()
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        servers = stack.enter_context(EmbeddedServers(Path(directory)))
+        settings = Settings(kafka=(servers.kafka,), redis=servers.redis_url, burst=True, session_timeout_s=3.0)
+        kafka_source.create_topics(bootstrap.kafka_settings(settings), settings.topic)
+        scenario = Scenario(load_mnist(), "permuted", given.tasks, 0)
+        plan = schedule("random", given.tasks, given.batches, 0)
+        publisher.send(
+            settings.kafka, settings.topic[0], publisher.from_scenario(scenario, plan, given.rows, "arrow", keyed=False)
+        )
+        learner = OnlineLearner(Network.build(settings.bank_spec()), settings.learner())
+        loop = bootstrap.assemble(stack, settings, learner, Event())
+        begun = time.perf_counter()
+        loop.run()
+        spent["wall"] = time.perf_counter() - begun
+        show(learner, given)
+
+
+def instrument() -> None:
+    """Stopwatches around the parts, put on the classes before anything is built."""
+    parts = {
+        "training": [(EdgePopupTrainer, "evaluate"), (EdgePopupTrainer, "update")],
+        "decide": [(OnlineLearner, "_act")],
+        "decode": [(wire, "decode")],
+        "commit": [(Checkpointer, "commit")],
+        "log": [(Observer, "batch")],
+        "apply": [(TrainerLoop, "apply")],
+    }
+    for name, places in parts.items():
+        for owner, attribute in places:
+            setattr(owner, attribute, timed(name, getattr(owner, attribute)))
+
+
+def show(learner: OnlineLearner, given: argparse.Namespace) -> None:
+    """The table, and benchmarks/results/overhead.json."""
+    per_batch = {name: 1e3 * seconds / given.batches for name, seconds in spent.items()}
+    outside = per_batch["apply"] - per_batch["training"] + per_batch["commit"]
+    floor = floor_ms(learner.network, given.rows)
+    print(f"\n{given.batches} batches of {given.rows}, {given.tasks} tasks, {torch.get_num_threads()} threads\n")
+    print("| per batch | ms | over the training step |\n|---|---|---|")
+    for name in ("training", "decode", "decide", "commit", "log"):
+        print(f"| {name} | {per_batch[name]:.3f} | {per_batch[name] / per_batch['training']:.2f} |")
+    print(f"| all outside the training step | {outside:.3f} | {outside / per_batch['training']:.2f} |")
+    print(f"| floor: bare matrix products | {floor:.3f} | {floor / per_batch['training']:.2f} |")
+    results = Path(__file__).with_name("results")
+    results.mkdir(exist_ok=True)
+    result = {"ms_per_batch": per_batch, "outside_over_training": outside / per_batch["training"], "floor_ms": floor}
+    (results / "overhead.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
