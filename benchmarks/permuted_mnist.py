@@ -79,7 +79,8 @@ def report(
     print(f"| mean | {len(ids)} masks | {result['accuracy']:.2%} | {result['task_inference_accuracy']:.2%} |")
     print(f"| paper | | {PAPER} | |")
     print(
-        f"\n{result['wrong_updates']} wrong updates in {len(truth)} batches, {1e3 * seconds / len(truth):.2f} ms per batch"
+        f"\n{result['wrong_updates']} wrong updates in {len(truth)} batches, "
+        f"{1e3 * seconds / len(truth):.2f} ms per batch"
     )
     results = Path(__file__).with_name("results")
     results.mkdir(exist_ok=True)

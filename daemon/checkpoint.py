@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from daemon.errors import LostGroundError
-from daemon.redis_store import CommitPlan, RedisStore
+from daemon.redis_store import CommitPlan, RedisStore, reading
 from supsup_online import codec
 from supsup_online.errors import CodecError
 from supsup_online.learner import OnlineLearner, StreamState
@@ -226,16 +226,14 @@ class Checkpointer:
 
         Raises:
             LostGroundError: the records between the stored position and `start` are gone, or the log is another one.
+            BankMismatchError: the stored progress is damaged.
         """
-        for name, text in stored.items():
-            if name.startswith(STREAM_FIELD):
-                stream = name.removeprefix(STREAM_FIELD)
-                self.learner.streams[stream] = _parse_stream(text, self.learner)
-                self._homes[stream] = partition
         offset = start
-        if stored and stored.get("log", "") == log:
-            offset = int(stored["offset"])
-        elif stored and not self.new_log_is_fine:
+        with reading(self._progress_key(partition)):
+            self._take_over_streams(partition, stored)
+            if stored and stored.get("log", "") == log:
+                offset = int(stored["offset"])
+        if stored and stored.get("log", "") != log and not self.new_log_is_fine:
             raise LostGroundError(_OTHER_LOG.format(partition=partition, key=self._progress_key(partition)))
         if offset < start:
             raise LostGroundError(
@@ -249,6 +247,13 @@ class Checkpointer:
             )
         self.positions[partition] = Position(offset, log)
         return offset
+
+    def _take_over_streams(self, partition: Partition, stored: Mapping[str, str]) -> None:
+        for name, text in stored.items():
+            if name.startswith(STREAM_FIELD):
+                stream = name.removeprefix(STREAM_FIELD)
+                self.learner.streams[stream] = _parse_stream(text, self.learner)
+                self._homes[stream] = partition
 
     def _progress_key(self, partition: Partition) -> str:
         return self.store.keys.progress(partition.topic, partition.number)

@@ -7,6 +7,7 @@ had fetched for it before is dropped.
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final, Protocol
@@ -18,7 +19,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from kafka.structs import OffsetAndMetadata
 
 from daemon.checkpoint import Partition, Position
-from daemon.errors import UnavailableError
+from daemon.errors import LostGroundError, UnavailableError
 
 log = structlog.get_logger()
 
@@ -36,7 +37,7 @@ class Record:
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: dict[str, bytes]
+    headers: tuple[tuple[str, bytes], ...]
     timestamp_ms: int
 
 
@@ -133,34 +134,69 @@ class KafkaSource:
         """
         with _broker():
             fetched = self._consumer.poll(timeout_ms=int(min(timeout_s, POLL_LIMIT_S) * 1000))
-            moved = self._apply_rebalance(progress)
-        ready = sorted(fetched.keys() - moved)
+            try:
+                moved = self._apply_rebalance(progress)
+                ready = sorted(fetched.keys() & self._next.keys() - moved)
+                for partition in ready:
+                    self._require_ground(partition, fetched[partition][0].offset)
+            except (KafkaError, UnavailableError):
+                self._fetch_again(fetched.keys())
+                raise
         return [record for partition in ready for record in self._accepted(partition, fetched[partition])]
 
     def _accepted(self, partition: TopicPartition, fetched: Iterable[Any]) -> Iterator[Record]:
-        """Records at or behind the position of a partition that has one."""
+        """Records of a partition that has a position, which goes along."""
         for raw in fetched:
-            if raw.offset >= self._next.get(partition, raw.offset + 1):
-                self._next[partition] = raw.offset + 1
-                yield Record(
-                    partition=Partition(raw.topic, raw.partition),
-                    offset=raw.offset,
-                    key=raw.key,
-                    value=raw.value,
-                    headers=dict(raw.headers),
-                    timestamp_ms=raw.timestamp,
-                )
+            self._next[partition] = raw.offset + 1
+            yield Record(
+                partition=Partition(raw.topic, raw.partition),
+                offset=raw.offset,
+                key=raw.key,
+                value=raw.value,
+                headers=tuple((name, value or b"") for name, value in raw.headers),
+                timestamp_ms=raw.timestamp,
+            )
+
+    def _require_ground(self, partition: TopicPartition, found: int) -> None:
+        """Tell a gap that is none (compaction, marks of transactions) from the client's silent jump to the log's start.
+
+        Raises:
+            LostGroundError: the position lies outside the log.
+        """
+        position = self._next[partition]
+        if found == position:
+            return
+        where = Partition(partition.topic, partition.partition)
+        if found < position:
+            raise LostGroundError(
+                f"{where} was read up to offset {position}, but its log ends before: the broker has lost records"
+            )
+        start = self._consumer.beginning_offsets([partition])[partition]
+        if start > position:
+            raise LostGroundError(
+                f"{where} was read up to offset {position}, but its log now starts at {start}: retention has overtaken "
+                "this trainer. Started again, it says what can be done."
+            )
+
+    def _fetch_again(self, fetched: AbstractSet[TopicPartition]) -> None:
+        """Go back to before records that could not be handed out; the next poll brings them again."""
+        for partition in fetched & self._next.keys() & self._consumer.assignment():
+            self._consumer.seek(partition, self._next[partition])
 
     def _apply_rebalance(self, progress: Progress) -> set[TopicPartition]:
         """Act on the listener's notes; returns partitions whose fetched records count from another position."""
         taken, given = self._notes.take()
-        for partition in taken:
-            self._next.pop(partition, None)
-        if taken:
-            progress.revoked([Partition(p.topic, p.partition) for p in sorted(taken)])
-        moved: set[TopicPartition] = given & self._consumer.assignment()
-        for partition in sorted(moved):
-            self._go_to_position(partition, progress)
+        try:
+            for partition in taken:
+                self._next.pop(partition, None)
+            if taken:
+                progress.revoked([Partition(p.topic, p.partition) for p in sorted(taken)])
+            moved: set[TopicPartition] = given & self._consumer.assignment()
+            for partition in sorted(moved):
+                self._go_to_position(partition, progress)
+        except (KafkaError, UnavailableError):
+            self._notes.put_back(taken, given)
+            raise
         return taken | moved
 
     def _go_to_position(self, partition: TopicPartition, progress: Progress) -> None:
@@ -174,12 +210,14 @@ class KafkaSource:
     @property
     def caught_up(self) -> bool:
         """Whether every assigned partition is read to its end; False while none is assigned."""
-        return bool(self._next) and all(self.lag(p) == 0 for p in self._next)
+        assigned = self._consumer.assignment()
+        return bool(assigned) and assigned == self._next.keys() and all(self.lag(p) == 0 for p in assigned)
 
     def lag(self, partition: TopicPartition) -> int | None:
-        """Records between the position and the end of the log; None before the first fetch has told where that is."""
-        end = self._consumer.highwater(partition)
-        return None if end is None else max(0, end - self._next[partition])
+        """Offsets between the position and the end of the log; None before the first fetch has told where that is."""
+        end, position = self._consumer.highwater(partition), self._consumer.position(partition, timeout_ms=0)
+        # The client's position is ahead where a transaction's mark, which is no record, ends the log.
+        return None if end is None else max(0, end - max(self._next[partition], position or 0))
 
     def tell_group(self, positions: dict[Partition, Position]) -> None:
         """Write group offsets, for lag tools; nothing depends on it, so it is not waited for."""
@@ -220,6 +258,12 @@ class _RebalanceNotes(ConsumerRebalanceListener):  # type: ignore[misc]
             taken, given = self._taken, self._given
             self._taken, self._given = set(), set()
         return taken, given
+
+    def put_back(self, taken: set[TopicPartition], given: set[TopicPartition]) -> None:
+        """Notes that could not be acted on; the next `take` has them again."""
+        with self._lock:
+            self._taken |= taken
+            self._given |= given
 
 
 def create_topics(settings: KafkaSettings, topics: Iterable[str], partitions: int = 1) -> None:

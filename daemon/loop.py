@@ -131,7 +131,7 @@ class TrainerLoop:
         return records
 
     def _decode(self, record: Record) -> Batch:
-        content_type = record.headers.get("content-type", b"").decode("latin-1") or None
+        content_type = dict(record.headers).get("content-type", b"").decode("latin-1") or None
         x, y = wire.decode(record.value, content_type, self.limits)
         stream = record.partition.stream(record.key)
         self.checkpoint.note_stream(stream, record.partition)
@@ -179,9 +179,8 @@ class TrainerLoop:
 
 def _origin(record: Record, *, keep: bool = False) -> Headers:
     """Headers that say where a record came from; with `keep` behind its own."""
-    own = [(name, value) for name, value in record.headers.items() if keep]
     return [
-        *own,
+        *(record.headers if keep else ()),
         ("source-topic", record.partition.topic.encode()),
         ("source-partition", str(record.partition.number).encode()),
         ("source-offset", str(record.offset).encode()),

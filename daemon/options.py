@@ -13,6 +13,7 @@ from daemon.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_PROBLEMS: Final = "daemon.options.problems"
 _ORIGINS: Final = {ParameterSource.COMMANDLINE: "flag", ParameterSource.DEFAULT_MAP: "file"}
 
 
@@ -41,8 +42,9 @@ def current_settings(context: click.Context | None = None) -> Settings:
     Raises:
         ConfigError: every problem, a line each.
     """
-    values, origins = _given(context or click.get_current_context())
-    return table.parse(values, origins)
+    context = context or click.get_current_context()
+    values, origins = _given(context)
+    return table.parse(values, origins, [*context.meta.get(_PROBLEMS, ()), *table.unknown_variables(os.environ)])
 
 
 def origins_of(context: click.Context) -> dict[str, str]:
@@ -52,7 +54,6 @@ def origins_of(context: click.Context) -> dict[str, str]:
 
 def _given(context: click.Context) -> tuple[dict[str, Any], dict[str, str]]:
     """Values that do not come from a default, and their origins."""
-    table.check_environment(os.environ)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name in table.NAMES:
@@ -92,6 +93,7 @@ def _shown(default: object) -> str:
 def _load_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is not None:
         values = table.read_file(path)
+        context.meta[_PROBLEMS] = table.unknown_keys(path, values)
         if isinstance(values.get("topic"), str):
             values["topic"] = [values["topic"]]
         context.default_map = values

@@ -71,8 +71,10 @@ def connect(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
         UnavailableError: no answer, a wrong password, or a URL that is none.
     """
     try:
+        with redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s) as probe:
+            probe.ping()
+        # Later answers may take longer: a commit of many hot masks is some ten megabytes.
         client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=max(30.0, timeout_s))
-        client.ping()
     except ValueError as error:
         raise UnavailableError(
             f"{without_password(url)} is no Redis URL ({error}); write redis://HOST:PORT/DB"
@@ -81,8 +83,8 @@ def connect(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
         raise UnavailableError(f"Redis at {without_password(url)} refused the credentials: {error}") from None
     except RedisError as error:
         raise UnavailableError(
-            f"cannot reach Redis at {without_password(url)}: {error}. Is it running, and is --redis (SUPSUP_REDIS) "
-            "right? `supsup-daemon start --embedded` brings its own."
+            f"cannot reach Redis at {without_password(url)}: {str(error).rstrip('.')}. Is it running, and is --redis "
+            "(SUPSUP_REDIS) right? `supsup-daemon start --embedded` brings its own."
         ) from None
     return client
 
@@ -135,8 +137,13 @@ class BankReader:
         ]
 
     def totals(self) -> dict[str, int]:
-        """Counters of the whole bank."""
-        return {name: int(value) for name, value in _text(self.client.hgetall(self.keys.totals)).items()}
+        """Counters of the whole bank.
+
+        Raises:
+            BankMismatchError: one is no whole number.
+        """
+        with reading(self.keys.totals):
+            return {name: int(value) for name, value in _text(self.client.hgetall(self.keys.totals)).items()}
 
     def lease(self) -> dict[str, str]:
         """Who writes: epoch, owner, newest commit."""
@@ -165,7 +172,7 @@ class BankReader:
         for start in range(0, len(mask_ids), _READ_AT_ONCE):
             ids = mask_ids[start : start + _READ_AT_ONCE]
             for mask_id, blob in zip(ids, self.client.mget([self.keys.mask(i) for i in ids]), strict=True):
-                with _reading(self.keys.mask(mask_id)):
+                with reading(self.keys.mask(mask_id)):
                     found[mask_id] = codec.decode_mask(network, blob or b"")
         return found
 
@@ -267,7 +274,7 @@ class RedisStore(BankReader):
             masks = self.masks(network, ids)
             stats = {}
             for mask_id, text in zip(ids, self.stats_text(ids), strict=True):
-                with _reading(self.keys.stats(mask_id)):
+                with reading(self.keys.stats(mask_id)):
                     stats[mask_id] = MaskStats.from_text(text)
             return StoredBank(masks, stats, self._hot_states(network, optimiser, ids), self.totals(), self.version())
 
@@ -276,7 +283,7 @@ class RedisStore(BankReader):
         for mask_id in ids:  # one at a time: a state is 88 times a mask
             blob = self.client.get(self.keys.state(mask_id))
             if blob is not None:
-                with _reading(self.keys.state(mask_id)):
+                with reading(self.keys.state(mask_id)):
                     state = codec.decode_hot(network, optimiser, blob)
                 if state is not None:
                     hot[mask_id] = state
@@ -330,11 +337,11 @@ def _answers() -> Iterator[None]:
 
 
 @contextmanager
-def _reading(key: str) -> Iterator[None]:
-    """Turn damaged bytes into a reason to stop that names the key."""
+def reading(key: str) -> Iterator[None]:
+    """Turn damaged bytes or text into a reason to stop that names the key."""
     try:
         yield
-    except CodecError as error:
+    except (CodecError, LookupError, ValueError) as error:
         raise BankMismatchError(f"{key}: {error}. Was it evicted or overwritten?") from error
 
 

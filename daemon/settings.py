@@ -6,12 +6,13 @@ keeps track of where a value came from, pydantic checks them all and reports eve
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from daemon.errors import ConfigError
 from daemon.redis_keys import BANK_NAME
@@ -46,7 +47,26 @@ def _optional(value: Any) -> Any:
     return None if value == "" else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+def _topics(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not _TOPIC.fullmatch(name) or name in {".", ".."}:
+            raise ValueError(f"{name!r} is no topic: use letters, digits, '.', '_', '-', at most 230")
+    return names
+
+
+def _servers(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    for address in addresses:
+        found = _SERVER.fullmatch(address)
+        if not found or not 0 < int(found["port"]) < 2**16:
+            raise ValueError(f"{address!r} is no Kafka server: write HOST:PORT")
+    return addresses
+
+
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,230}")  # Kafka takes 249; the side topics add up to 12
+_SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(?P<port>[0-9]{1,5})")
+
+Servers = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_servers)]
+Topics = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_topics)]
 Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_shape)]
 
 
@@ -55,9 +75,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kafka: Names = Field(("127.0.0.1:9092",), min_length=1, description="Kafka servers, HOST:PORT,...")
+    kafka: Servers = Field(("127.0.0.1:9092",), min_length=1, description="Kafka servers, HOST:PORT,...")
     redis: str = Field("redis://127.0.0.1:6379/0", description="Redis URL; a password in it is kept out of logs.")
-    topic: Names = Field(("supsup",), min_length=1, description="Topic to read; may be given more than once.")
+    topic: Topics = Field(("supsup",), min_length=1, description="Topic to read; may be given more than once.")
     group: str = Field("supsup", min_length=1, description="Kafka consumer group.")
     bank: str = Field("default", pattern=f"^{BANK_NAME.pattern}$", description="Name of the mask bank in Redis.")
 
@@ -171,21 +191,25 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+def parse(values: Mapping[str, Any], origins: Mapping[str, str], problems: Iterable[str] = ()) -> Settings:
     """Check raw values.
 
     Args:
         values: setting -> value as its source gave it.
         origins: setting -> where that was, for messages.
+        problems: what was found before, to be reported together with wrong values.
 
     Raises:
         ConfigError: one line per problem, all of them.
     """
+    lines = list(problems)
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
-        lines = [_problem(dict(problem), origins) for problem in error.errors()]
-    raise ConfigError("\n".join(lines))
+        lines += [_problem(dict(problem), origins) for problem in error.errors()]
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return settings
 
 
 def _problem(problem: dict[str, Any], origins: Mapping[str, str]) -> str:
@@ -195,20 +219,28 @@ def _problem(problem: dict[str, Any], origins: Mapping[str, str]) -> str:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Settings of a TOML file: flat, names with `_` or `-`.
+    """What a TOML file sets: flat, names with `_` or `-`, known or not.
 
     Raises:
-        ConfigError: unreadable, no TOML, or unknown keys.
+        ConfigError: unreadable, or no TOML.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the settings file {path}: {error}") from error
-    values = {name.replace("-", "_"): value for name, value in table.items()}
-    unknown = [f"{path}: unknown key {name!r}{_suggestion(name, NAMES)}" for name in values if name not in NAMES]
-    if unknown:
-        raise ConfigError("\n".join(unknown))
-    return values
+    return {name.replace("-", "_"): value for name, value in table.items()}
+
+
+def unknown_keys(path: Path, names: Iterable[str]) -> list[str]:
+    """One line per name of a file that is no setting."""
+    return [f"{path}: unknown key {name!r}{_suggestion(name, NAMES)}" for name in names if name not in NAMES]
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """One line per variable that looks like a setting and is none."""
+    known = {variable(name) for name in NAMES} | OTHER_VARIABLES
+    unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+    return [f"unknown variable {name}{_suggestion(name, known)}" for name in unknown]
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> None:
@@ -217,10 +249,8 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         ConfigError: one line per unknown `SUPSUP_*` variable.
     """
-    known = {variable(name) for name in NAMES} | OTHER_VARIABLES
-    unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
-    if unknown:
-        raise ConfigError("\n".join(f"unknown variable {name}{_suggestion(name, known)}" for name in unknown))
+    if unknown := unknown_variables(environment):
+        raise ConfigError("\n".join(unknown))
 
 
 def without_password(url: str) -> str:

@@ -60,6 +60,8 @@ class RuleSettings:
             raise SpecError(f"unknown rule {self.rule!r}: choose {', '.join(RULES)}")
         if self.rows < 1 or self.superposed < 2 or not self.epsilon >= 0:
             raise SpecError("decision rows must be at least 1, superposed at least 2, epsilon at least 0")
+        if self.objective not in ("H", "G"):
+            raise SpecError(f"unknown objective {self.objective!r}: choose H or G")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,15 @@ class Verdict:
 
 
 class Decider:
-    """Runs the configured rule over a bank."""
+    """Runs the configured rule over a bank.
+
+    Raises:
+        SpecError: a one-shot rule with objective G over a network without superfluous neurons.
+    """
 
     def __init__(self, network: Network, settings: RuleSettings) -> None:
+        if settings.rule in ("one-shot", "paper"):
+            inference.check_objective(network, settings.objective)
         self.network = network
         self.settings = settings
         self._chance = float(np.log(network.spec.classes))

@@ -36,14 +36,15 @@ class DriftMonitor:
     """
 
     def __init__(self, detector: DetectorName, tolerance: float, residuals: Sequence[float] = ()) -> None:
-        self._make: Callable[[], DriftDetector | None] = lambda: _FACTORIES[detector](tolerance)
+        self._name = detector
+        self._tolerance = tolerance
         self.reset()
         for residual in residuals:
             self.update(residual)
 
     def reset(self) -> None:
         """Forget everything: a decision was made."""
-        self._detector = self._make()
+        self._detector = _FACTORIES[self._name](self._tolerance)
         self.residuals: list[float] = []
         if self._detector is not None:
             self._detector.update(0.0)  # what a fitting batch looks like, so that the very next one can stand out

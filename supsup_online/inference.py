@@ -66,6 +66,12 @@ def superfluous(logits: Tensor, classes: int) -> Tensor:
     return torch.cat([logits[..., :classes].detach(), logits[..., classes:]], dim=-1).logsumexp(-1)
 
 
+def check_objective(network: Network, objective: Objective) -> None:
+    """Raise SpecError for objective G without superfluous neurons."""
+    if objective == "G" and network.spec.outputs <= network.spec.classes:
+        raise SpecError("objective G needs superfluous neurons: choose outputs larger than classes, or objective H")
+
+
 def one_shot(network: Network, masks: Words, x: Tensor, objective: Objective = "H") -> OneShot:
     """One gradient step from equal alphas over masks (k, word_count), for prepared inputs x (n, ...).
 
@@ -120,13 +126,11 @@ def masked_dots(layout: MaskLayout, masks: Words, vector: Floats) -> Floats:
 
 def _alpha_gradient(network: Network, masks: Words, alphas: Floats, x: Tensor, objective: Objective) -> Floats:
     """dObjective/dalpha_i = <dObjective/dW_eff * W, M_i>: one backward pass, then k masked dot products."""
-    classes = network.spec.classes
-    if objective == "G" and network.spec.outputs <= classes:
-        raise SpecError("objective G needs superfluous neurons: choose outputs larger than classes, or objective H")
+    check_objective(network, objective)
     mean = torch.from_numpy(superposed_mean(network.layout, masks, alphas)).to(network.device)
     effective = (network.weights * mean).requires_grad_()
     logits = network.architecture.forward(x, network.architecture.split(effective))
-    value = entropy(logits) if objective == "H" else superfluous(logits, classes)
+    value = entropy(logits) if objective == "H" else superfluous(logits, network.spec.classes)
     (gradient,) = torch.autograd.grad(value.mean(), effective)
     return masked_dots(network.layout, masks, (gradient * network.weights).cpu().numpy())
 

@@ -12,7 +12,7 @@ Everything is deterministic: the same batches in the same order give, on a CPU, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +21,7 @@ from supsup_online import allocation
 from supsup_online.bank import MaskBank
 from supsup_online.bitpack import Words
 from supsup_online.decide import Decider, RuleSettings, Verdict
-from supsup_online.drift import DetectorName, DriftMonitor
+from supsup_online.drift import DETECTORS, DetectorName, DriftMonitor
 from supsup_online.errors import BadBatchError, CodecError, SpecError
 from supsup_online.inference import entropy
 from supsup_online.network import Network
@@ -62,6 +62,10 @@ class LearnerSettings:
     def __post_init__(self) -> None:
         if self.decision_every < 1 or self.hot_masks < 1 or self.max_streams < 1:
             raise SpecError("decision_every, hot_masks and max_streams must be at least 1")
+        if self.detector not in DETECTORS:
+            raise SpecError(f"unknown drift detector {self.detector!r}: choose {', '.join(DETECTORS)}")
+        if self.over_budget not in get_args(OverBudgetPolicy):
+            raise SpecError(f"unknown policy over budget {self.over_budget!r}: choose overflow or evict")
 
 
 @dataclass(slots=True)
@@ -290,8 +294,8 @@ class OnlineLearner:
         return self.hot[mask_id]
 
     def _keep_hot(self, mask_id: int, hot: HotMask) -> None:
-        """Add to the hot masks; beyond their number the one unused for longest keeps only its bits."""
-        if len(self.hot) >= self.settings.hot_masks:
+        """Add to the hot masks; beyond their number those unused for longest keep only their bits."""
+        while len(self.hot) >= self.settings.hot_masks:
             self.sync()
             coldest = min(self.hot, key=lambda known: self.stats[known].last_used)
             del self.hot[coldest]

@@ -20,6 +20,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from supsup_online.errors import SpecError
+
 # Weight of the newest batch: a mask gets better fast and is believed at once; it gets worse reluctantly.
 FALLING: Final = 0.5
 RISING: Final = 0.2
@@ -37,6 +39,10 @@ class Agreement:
 
     tolerance: float = 6.0
     margin: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (0 < self.tolerance < math.inf and 0 <= self.margin <= 1):
+            raise SpecError(f"tolerance must be positive and margin in [0, 1], not {self.tolerance} and {self.margin}")
 
 
 @dataclass(slots=True)

@@ -15,11 +15,13 @@ from typing import Any
 SMALL = ("--arch=mlp-32-16", "--input-shape=8x8", "--classes=4", "--outputs=20", "--learning-rate=0.01", "--threads=1")
 
 _POLL_S = 0.02
+_NOT_INSTALLED = Path(__file__).with_name("not_installed")
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
     """The tests' environment without any setting of the daemon, and with these variables."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SUPSUP_")} | variables
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SUPSUP_")}
+    return kept | {"PYTHONPATH": str(_NOT_INSTALLED)} | variables
 
 
 def run(*arguments: object, stdin: str = "", timeout_s: float = 60.0) -> "subprocess.CompletedProcess[str]":

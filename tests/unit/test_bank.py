@@ -16,7 +16,7 @@ ONE, OTHER = (LAYOUT.pack(np.random.default_rng(seed).random(LAYOUT.weight_count
 bits = tiny.masks(LAYOUT.weight_count)
 
 
-class BankAgainstDictionary(RuleBasedStateMachine):
+class _BankAgainstDictionary(RuleBasedStateMachine):
     """The model: a dictionary of flat masks, the ids ever used, and a count of changes."""
 
     ids = Bundle("ids")
@@ -95,8 +95,8 @@ class BankAgainstDictionary(RuleBasedStateMachine):
             np.testing.assert_array_equal(row, self.bank.words(mask_id))
 
 
-TestBankAgainstDictionary = BankAgainstDictionary.TestCase
-TestBankAgainstDictionary.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestBankAgainstDictionary = _BankAgainstDictionary.TestCase
+TestBankAgainstDictionary.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
 
 
 def test_an_empty_bank_has_a_mean_of_zeros_and_no_masks():

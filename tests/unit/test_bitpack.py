@@ -13,7 +13,7 @@ from unit import tiny
 shapes = st.tuples(st.integers(1, 5), st.one_of(st.integers(1, 9), st.sampled_from([63, 64, 65, 127, 128, 129, 200])))
 layouts = st.lists(shapes, min_size=1, max_size=4).map(lambda found: MaskLayout(tuple(found)))
 packed = layouts.flatmap(lambda layout: st.tuples(st.just(layout), tiny.masks(layout.weight_count)))
-relaxed = settings(max_examples=80, deadline=None)
+relaxed = settings(max_examples=50, deadline=None)
 
 
 @relaxed

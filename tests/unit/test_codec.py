@@ -1,4 +1,4 @@
-"""Stored bytes: golden ones that never change, exact round trips, and CodecError for every violation and no other error.
+"""Stored bytes: golden ones that never change, exact round trips, CodecError for every violation and nothing else.
 
 The files in tests/golden were written with struct and hashlib alone, from the layout tables of the codec's docstring.
 """
@@ -31,7 +31,7 @@ NET = tiny.network(replace(tiny.SPEC, architecture="mlp-15-7"))  # 429 weights: 
 COUNT = NET.architecture.weight_count
 MASK = encode_mask(NET, tiny.random_masks(NET, 1)[0])
 OPTIMISERS = [Adam(), RMSprop(), SGD()]
-relaxed = settings(max_examples=60, deadline=None)
+relaxed = settings(max_examples=40, deadline=None)
 reals = hnp.arrays(np.float32, COUNT, elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
 
 
@@ -95,7 +95,7 @@ def test_a_mask_comes_back_from_its_bytes(bits):
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(scores=reals, moments=st.tuples(reals, reals), step=st.integers(0, 2**63))
 def test_a_hot_state_comes_back_bit_for_bit(optimiser, scores, moments, step):
     vectors = [torch.from_numpy(moment) for moment in moments[: optimiser.moment_count]]
@@ -228,7 +228,7 @@ def test_a_blob_with_something_behind_it_is_refused(read, blob):
 
 
 @pytest.mark.parametrize(("read", "blob"), BOTH)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_single_bit_that_flipped_anywhere_is_noticed(read, blob, data):
     bit = data.draw(st.integers(0, 8 * len(blob) - 1))
@@ -238,16 +238,12 @@ def test_a_single_bit_that_flipped_anywhere_is_noticed(read, blob, data):
         read(bytes(damaged))
 
 
-@pytest.mark.parametrize(
-    ("read", "spec"),
-    [
-        (lambda net, blob: decode_mask(net, blob), replace(tiny.SPEC, architecture="mlp-15-7", outputs=13)),
-        (lambda net, blob: decode_hot(net, Adam(), blob), replace(tiny.SPEC, architecture="mlp-15-7", outputs=13)),
-    ],
-)
-def test_another_network_does_not_read_the_blob(read, spec):
+def test_another_network_does_not_read_the_blob():
+    other = tiny.network(replace(NET.spec, outputs=13))
     with pytest.raises(CodecError):
-        read(tiny.network(spec), MASK if "mask" in read.__code__.co_names[0] else HOT)
+        decode_mask(other, MASK)
+    with pytest.raises(CodecError, match="another architecture"):
+        decode_hot(other, Adam(), HOT)
 
 
 def test_another_architecture_of_the_same_number_of_weights_does_not_read_the_mask():
@@ -275,7 +271,7 @@ def test_a_state_with_a_number_that_is_not_finite_is_refused(value, vector):
 
 
 @pytest.mark.parametrize("read", [read_mask, read_hot])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(blob=st.binary(max_size=200))
 def test_random_bytes_end_in_codec_error_and_nothing_else(read, blob):
     for candidate in (blob, sealed(blob)):
@@ -284,7 +280,7 @@ def test_random_bytes_end_in_codec_error_and_nothing_else(read, blob):
 
 
 @pytest.mark.parametrize(("read", "blob"), BOTH)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_mutated_bytes_with_a_right_checksum_are_read_or_end_in_codec_error_and_nothing_else(read, blob, data):
     body = bytearray(blob[:-8])

@@ -24,7 +24,7 @@ from unit import tiny
 
 ARCHITECTURE = tiny.network().architecture
 VARIANTS = [TopK(0.5), TopK(0.1), TopK(1.0), Threshold()]
-relaxed = settings(max_examples=80, deadline=None)
+relaxed = settings(max_examples=50, deadline=None)
 reals = st.floats(-3, 3, width=32, allow_nan=False)
 tied = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0])
 scores_of_any_kind = hnp.arrays(np.float32, st.integers(1, 150), elements=st.one_of(reals, tied)).map(torch.from_numpy)
@@ -164,7 +164,7 @@ def test_a_mask_keeps_its_share_layer_by_layer_not_over_the_whole_network():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(scores=hnp.arrays(np.float32, ARCHITECTURE.weight_count, elements=reals), mask_id=st.integers(0, 2**46))
 def test_rekindled_scores_reproduce_exactly_the_bits_of_the_mask(variant, scores, mask_id):
     parts = ARCHITECTURE.split(torch.from_numpy(scores))
@@ -175,7 +175,7 @@ def test_rekindled_scores_reproduce_exactly_the_bits_of_the_mask(variant, scores
 
 
 @given(tiny.masks(ARCHITECTURE.weight_count))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_threshold_mask_of_any_density_returns(mask):
     returned = rekindled_scores(ARCHITECTURE, Threshold(), 3, 0, mask)
     np.testing.assert_array_equal(Threshold().select(returned).numpy(), mask)

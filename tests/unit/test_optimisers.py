@@ -9,7 +9,7 @@ from supsup_online.errors import SpecError
 from supsup_online.optimisers import OPTIMISERS, SGD, Adam, OptimiserChoice, RMSprop, new_state
 
 PAIRS = [
-    (Adam(), lambda p: torch.optim.Adam(p)),
+    (Adam(), torch.optim.Adam),
     (Adam(0.03, (0.7, 0.9), 1e-3), lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.7, 0.9), eps=1e-3)),
     (RMSprop(), lambda p: torch.optim.RMSprop(p, lr=1e-4)),
     (RMSprop(0.02, 0.9, 1e-4), lambda p: torch.optim.RMSprop(p, lr=0.02, alpha=0.9, eps=1e-4)),

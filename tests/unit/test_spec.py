@@ -39,7 +39,7 @@ OTHER_VALUES = {
 }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(specs)
 def test_a_spec_comes_back_from_its_text_exactly(spec):
     text = spec.to_text()

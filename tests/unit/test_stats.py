@@ -33,7 +33,7 @@ def any_stats(draw):
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(any_stats())
 def test_statistics_come_back_from_their_text_exactly(stats):
     text = stats.to_text()
