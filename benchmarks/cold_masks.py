@@ -48,7 +48,7 @@ def cooled(trainer: EdgePopupTrainer, hot: HotMask, words: Words) -> dict[str, t
 
 
 def quantised(network: Network, scores: Tensor, words: Words) -> Tensor:
-    """Magnitudes rounded to 128 levels on each side of the layer's threshold, so that the mask stays exactly the same."""
+    """Magnitudes rounded to 128 levels on either side of the layer's threshold, so that the mask stays the same."""
     mask = torch.from_numpy(network.layout.unpack(words))
     out = torch.empty_like(scores)
     parts = (network.architecture.split(flat) for flat in (scores, mask, out))

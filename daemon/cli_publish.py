@@ -102,7 +102,7 @@ def _from_file(path: Path, given: dict[str, Any], key: bytes | None) -> Iterator
         case ".arrow" | ".arrows":
             return publisher.from_arrow(path, key)
         case ".jsonl" | ".json" | ".ndjson":
-            return publisher.from_json_lines(path.open(encoding="utf-8"), key)
+            return publisher.from_json_file(path, key)
     raise click.UsageError(f"{path}: unknown kind of file; use .npz, .arrow, .jsonl, or - for JSON lines on stdin")
 
 

@@ -1,9 +1,11 @@
 """One canonical log line per batch, with river's online accuracy over the newest batches."""
 
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
-from river import metrics, utils
+from river import metrics
 
 from daemon.kafka_source import Record
 from supsup_online.types import Decision, StepResult
@@ -17,8 +19,8 @@ class Observer:
     """Turns step results into log lines."""
 
     def __init__(self) -> None:
-        # Two updates per batch: the right answers with their count as weight, then the wrong ones.
-        self._accuracy = utils.Rolling(metrics.Accuracy(), window_size=2 * ROLLING_BATCHES)
+        self._accuracy = metrics.Accuracy()
+        self._newest: deque[tuple[int, int]] = deque()
 
     def batch(self, record: Record, result: StepResult, *, decode_s: float, step_s: float) -> None:
         """Log what one record did; times in seconds."""
@@ -41,9 +43,17 @@ class Observer:
 
     def _rolling(self, result: StepResult) -> float:
         correct = round(result.accuracy * result.rows)
-        self._accuracy.update(y_true=True, y_pred=True, w=correct)
-        self._accuracy.update(y_true=True, y_pred=False, w=result.rows - correct)
+        self._newest.append((correct, result.rows - correct))
+        _tell(self._accuracy.update, *self._newest[-1])
+        if len(self._newest) > ROLLING_BATCHES:
+            _tell(self._accuracy.revert, *self._newest.popleft())
         return float(self._accuracy.get())
+
+
+def _tell(change: Callable[..., None], right: int, wrong: int) -> None:
+    """One batch for river's metric: the right answers with their count as weight, then the wrong ones."""
+    change(y_true=True, y_pred=True, w=right)
+    change(y_true=True, y_pred=False, w=wrong)
 
 
 def _event(result: StepResult) -> str:

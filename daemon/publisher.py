@@ -67,19 +67,33 @@ def from_arrow(path: Path, key: bytes | None) -> Iterator[Outgoing]:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
+def from_json_file(path: Path, key: bytes | None) -> Iterator[Outgoing]:
+    """Records of a file of JSON lines.
+
+    Raises:
+        DataError: the file cannot be read, or as in `from_json_lines`.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            yield from from_json_lines(lines, key)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
 def from_json_lines(lines: IO[str], key: bytes | None) -> Iterator[Outgoing]:
     """One record a line, each `{"x": [[...]], "y": [...]}`; empty lines are passed over.
 
     Raises:
         DataError: a line is no JSON; the trainer checks the rest.
     """
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
+    number = 0
+    try:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
                 json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"line {number} is no JSON: {error}") from error
-            yield Outgoing(line.strip().encode(), wire.JSON_CONTENT_TYPE, key)
+                yield Outgoing(line.strip().encode(), wire.JSON_CONTENT_TYPE, key)
+    except (ValueError, RecursionError) as error:  # a line that is not even text ends the loop itself
+        raise DataError(f"no JSON in or behind line {number}: {error}") from error
 
 
 def _encoded(encoding: Format, x: NDArray[Any], y: NDArray[np.int64]) -> bytes:

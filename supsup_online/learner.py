@@ -312,7 +312,7 @@ class OnlineLearner:
 
     def _stream(self, name: str) -> StreamState:
         if name not in self.streams:
-            if len(self.streams) >= self.settings.max_streams:
+            while len(self.streams) >= self.settings.max_streams:
                 oldest = min(self.streams, key=lambda known: self.streams[known].last_used)
                 del self.streams[oldest]
                 self.changes.streams.discard(oldest)

@@ -1,5 +1,6 @@
 """Names of topics and banks on the shared servers, and a look at what a bank holds."""
 
+import os
 import uuid
 from dataclasses import dataclass, field
 
@@ -7,6 +8,8 @@ from redis import Redis
 
 from servers import create_topic, delete_topics
 
+# Joining a group takes the embedded broker two thirds of the session timeout; Apache Kafka takes none under 6 s.
+SESSION_S = 10.0 if os.environ.get("SUPSUP_TEST_KAFKA") else 2.0
 
 @dataclass
 class Stage:
@@ -39,7 +42,8 @@ class Stage:
     def arguments(self, bank: str, *topics: str) -> list[str]:
         """Flags of a trainer of this bank; every bank has a consumer group of its own."""
         chosen = [f"--topic={topic}" for topic in topics]
-        return [f"--kafka={self.kafka}", f"--redis={self.redis_url}", f"--bank={bank}", f"--group={bank}", *chosen]
+        servers = [f"--kafka={self.kafka}", f"--redis={self.redis_url}", f"--session-timeout-s={SESSION_S:g}"]
+        return [*servers, f"--bank={bank}", f"--group={bank}", *chosen]
 
     def key(self, bank: str, rest: str) -> str:
         """A key of a bank, spelt out here on purpose: what is stored is a promise to other programs."""

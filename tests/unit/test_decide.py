@@ -141,6 +141,7 @@ def test_the_pads_follow_when_the_next_id_moves_on():
         assert decide(bank, subject.stats, "", x, y) == fresh, "what was kept from earlier decisions changes nothing"
         ratios.append(fresh.ratio)
     assert len(set(ratios)) == 3
+    assert len(decide._pads) == 4, "pads that lie behind are forgotten"
 
 
 @pytest.mark.parametrize("rule", ["one-shot", "paper"])
@@ -194,7 +195,14 @@ def test_the_paper_rule_sees_every_mask_from_its_first_batch_on():
 
 @pytest.mark.parametrize(
     "options",
-    [{"rule": "guess"}, {"rows": 0}, {"superposed": 1}, {"epsilon": -0.1}, {"epsilon": float("nan")}],
+    [
+        {"rule": "guess"},
+        {"objective": "h"},
+        {"rows": 0},
+        {"superposed": 1},
+        {"epsilon": -0.1},
+        {"epsilon": float("nan")},
+    ],
 )
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(SpecError):

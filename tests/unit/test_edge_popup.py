@@ -1,5 +1,6 @@
 """Edge-popup: which edges are kept, what the gradient passes through, and scores that start or return."""
 
+import hashlib
 import math
 from dataclasses import replace
 
@@ -29,6 +30,16 @@ reals = st.floats(-3, 3, width=32, allow_nan=False)
 tied = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0])
 scores_of_any_kind = hnp.arrays(np.float32, st.integers(1, 150), elements=st.one_of(reals, tied)).map(torch.from_numpy)
 fractions = st.one_of(st.floats(0.0, 1.0, exclude_min=True), st.sampled_from([1.0, 0.5, 1e-9]))
+
+INITIAL_GOLDEN = "31191969c717adf0235137b435c23cac971662397379a70200549f50f6189169"
+REKINDLED_GOLDEN = [
+    (TopK(), "951942880cb6cc62edc4699a6bbef2dd52814eac29dcd34ae0e452e5a39f3be2"),
+    (Threshold(), "f40568ae6b2e046e52944e65bb7d3514bdf81bbd6da6978ce8427ecdc18d567f"),
+]
+
+
+def sha256(values):
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
 
 
 def kept_by_sorting(scores, kept):
@@ -160,7 +171,24 @@ def test_a_mask_keeps_its_share_layer_by_layer_not_over_the_whole_network():
     assert [int(part.sum()) for part in parts] == [int(0.3 * size) for size in net.architecture.sizes]
 
 
+def test_initial_scores_never_change():
+    assert sha256(initial_scores(ARCHITECTURE, 7, 3)) == INITIAL_GOLDEN
+
+
 # ---- scores that return
+
+
+@pytest.mark.parametrize(("variant", "golden"), REKINDLED_GOLDEN)
+def test_rekindled_scores_never_change(variant, golden):
+    mask = np.arange(ARCHITECTURE.weight_count) % 3 == 0
+    assert sha256(rekindled_scores(ARCHITECTURE, variant, 7, 3, mask)) == golden
+
+
+def test_signs_and_magnitudes_of_rekindled_top_k_scores_are_drawn_apart():
+    mask = np.ones(ARCHITECTURE.weight_count, dtype=np.bool_)
+    scores = rekindled_scores(ARCHITECTURE, TopK(), 0, 0, mask) / score_bounds(ARCHITECTURE)
+    correlation = np.corrcoef(torch.sign(scores).numpy(), scores.abs().numpy())[0, 1]
+    assert abs(correlation) < 4 / ARCHITECTURE.weight_count**0.5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

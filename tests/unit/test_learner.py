@@ -11,7 +11,7 @@ from supsup_online.bank import BudgetError
 from supsup_online.drift import DETECTORS
 from supsup_online.errors import BadBatchError, SpecError
 from supsup_online.inference import entropy
-from supsup_online.learner import Changes, LearnerSettings, OnlineLearner
+from supsup_online.learner import Changes, LearnerSettings, OnlineLearner, StreamState
 from unit import tiny
 from unit.tiny import masks_of, permuted, relabelled, run
 
@@ -220,6 +220,14 @@ def test_beyond_max_streams_the_one_unused_for_longest_is_forgotten_and_starts_o
     assert subject.changes.forgotten_streams == {"c"}
 
 
+def test_a_learner_that_was_given_more_streams_than_it_may_keep_comes_down_to_their_number():
+    subject = tiny.learner(max_streams=2)
+    subject.streams = {name: StreamState(None, 0, subject.drift_monitor(), i) for i, name in enumerate("dcba")}
+    run(subject, permuted(0, "new")(1))
+    assert set(subject.streams) == {"a", "new"}
+    assert subject.changes.forgotten_streams == {"b", "c", "d"}
+
+
 # ---- over budget
 
 
@@ -399,6 +407,19 @@ def test_an_unlabelled_batch_is_answered_under_the_surest_mask_and_changes_nothi
     assert subject.changes == Changes()
 
 
+def test_all_rows_of_an_unlabelled_batch_are_answered_as_one_task():
+    subject = tiny.learner()
+    run(subject, permuted(0)(33), permuted(1)(33, seed=1))
+    few, many = (next(permuted(task)(1, seed=77)) for task in (0, 1))
+    mixed = replace(unlabelled(many), x=np.concatenate([few.x[:8], many.x]))
+    subject.sync()
+    expected = subject.network.logits(subject.network.inputs(mixed.x), subject.bank.words(1))
+    result = subject.step(mixed)
+    assert result.mask_id == 1
+    np.testing.assert_array_equal(result.predictions, expected[:, : tiny.CLASSES].argmax(1))
+    assert (result.predictions[:8] == few.y[:8]).mean() < 0.9, "rows of the other task show the difference"
+
+
 def test_an_answer_uses_what_was_learnt_a_moment_ago():
     subject = tiny.learner()
     run(subject, permuted(0)(19))
@@ -475,6 +496,18 @@ def test_changes_name_the_masks_and_streams_since_the_last_commit():
 @pytest.mark.parametrize("options", [{"decision_every": 0}, {"hot_masks": 0}, {"max_streams": 0}])
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(SpecError, match="at least 1"):
+        LearnerSettings(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"detector": "ears"}, "choose page-hinkley, adwin, kswin, none"),
+        ({"over_budget": "panic"}, "choose overflow or evict"),
+    ],
+)
+def test_names_that_are_not_known_are_refused_with_those_that_are(options, message):
+    with pytest.raises(SpecError, match=message):
         LearnerSettings(**options)
 
 

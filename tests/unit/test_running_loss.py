@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supsup_online.errors import SpecError
 from supsup_online.running_loss import FALLING, RISING, Agreement, RunningLoss, moments
 
 CHANCE = math.log(10)
@@ -103,3 +104,11 @@ def test_asking_for_a_residual_changes_nothing():
 def test_moments_are_taken_in_float64():
     values = np.array([1e8, 1e8 + 8, 1e8 - 8, 1e8], dtype=np.float32)
     assert moments(values) == (1e8, 32.0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tolerance": 0.0}, {"tolerance": -1.0}, {"tolerance": math.nan}, {"margin": -0.1}, {"margin": 1.1}]
+)
+def test_a_tolerance_or_margin_that_makes_no_sense_is_refused(options):
+    with pytest.raises(SpecError, match="tolerance must be positive and margin"):
+        Agreement(**options)

@@ -1,0 +1,5 @@
+"""What contract tests share."""
+
+from unit.conftest import one_thread
+
+__all__ = ["one_thread"]
