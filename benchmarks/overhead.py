@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ import torch
 from daemon import bootstrap, kafka_source, logs, publisher
 from daemon.checkpoint import Checkpointer
 from daemon.embedded import EmbeddedServers
-from daemon.loop import TrainerLoop
+from daemon.loop import StopRequest, TrainerLoop
 from daemon.observe import Observer
 from daemon.settings import Settings
 from supsup_online import wire
@@ -89,7 +88,7 @@ def main() -> None:
             settings.kafka, settings.topic[0], publisher.from_scenario(scenario, plan, given.rows, "arrow", keyed=False)
         )
         learner = OnlineLearner(Network.build(settings.bank_spec()), settings.learner())
-        loop = bootstrap.assemble(stack, settings, learner, Event())
+        loop = bootstrap.assemble(stack, settings, learner, StopRequest())
         begun = time.perf_counter()
         loop.run()
         spent["wall"] = time.perf_counter() - begun

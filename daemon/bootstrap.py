@@ -5,7 +5,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from threading import Event
 from types import FrameType
 
 import structlog
@@ -16,7 +15,7 @@ from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
 from daemon.errors import ConfigError
 from daemon.kafka_source import KafkaSettings, KafkaSource, SideTopics
-from daemon.loop import DEAD_LETTER, OVERFLOW, PREDICTIONS, TrainerLoop
+from daemon.loop import DEAD_LETTER, OVERFLOW, PREDICTIONS, StopRequest, TrainerLoop
 from daemon.settings import Settings
 from supsup_online import __version__
 from supsup_online.errors import SpecError
@@ -53,7 +52,7 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
         log.info("trainer.stopped", records=loop.checkpoint.totals["records"], masks=len(learner.bank))
 
 
-def assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop: Event) -> TrainerLoop:
+def assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop: StopRequest) -> TrainerLoop:
     """Connect everything, take over the stored bank, and return the loop ready to run; `stack` closes the clients.
 
     Raises:
@@ -138,14 +137,13 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[Event]:
-    """An event that SIGTERM or SIGINT sets; a second signal ends the process at once."""
-    stop = Event()
+def _stopped_by_signals() -> Iterator[StopRequest]:
+    """A request that SIGTERM or SIGINT makes; a second signal ends the process at once."""
+    stop = StopRequest()
 
     def on_signal(number: int, _: FrameType | None) -> None:
-        log.info("trainer.stopping", signal=signal.Signals(number).name)
         signal.signal(number, signal.SIG_DFL)
-        stop.set()
+        stop.signal = signal.Signals(number).name
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -1,14 +1,15 @@
 """The command line. Results go to stdout, logs and progress to stderr; exit codes are in `daemon.errors`."""
 
+import importlib
 import json
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from daemon import bootstrap, cli_bank, cli_demo, cli_publish, logs, options
+from daemon import logs, options
 from daemon import settings as setting_table
 from daemon.errors import ExitCode, StopError
 from supsup_online import __version__
@@ -26,7 +27,44 @@ Examples:
 """
 
 
-@click.group(epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+# Commands by the module that holds them, which is imported when the command is used: torch and river take seconds.
+_ELSEWHERE: Final = {
+    "demo": "daemon.cli_demo",
+    "masks": "daemon.cli_bank",
+    "publish": "daemon.cli_publish",
+    "stats": "daemon.cli_bank",
+    "watch": "daemon.cli_bank",
+}
+_HELP: Final = {
+    "demo": "See the whole idea work; nothing else needed.",
+    "masks": "The masks of a bank.",
+    "publish": "Publish labelled batches: files, or tasks made from MNIST.",
+    "stats": "The bank at a glance.",
+    "watch": "Watch a bank live: masks and decisions.",
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(importlib.import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return command
+
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        here = {name: command.get_short_help_str(70) for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted((here | _HELP).items()))
+
+
+@click.group(
+    cls=_Commands, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="supsup-daemon")
 def cli() -> None:
     """Continual learning on a stream: one frozen random network, one binary mask per task, the task inferred."""
@@ -47,6 +85,8 @@ def start(**_: Any) -> None:
 
     It stops on SIGTERM or Ctrl-C after the batch in hand, with everything committed; a second signal ends it at once.
     """
+    from daemon import bootstrap  # noqa: PLC0415 - see above
+
     settings = options.current_settings()
     logs.configure(settings.log_format, settings.log_level)
     bootstrap.run_trainer(settings, announce=lambda line: click.echo(line, err=True))
@@ -75,10 +115,6 @@ def config_show(context: click.Context, /, *, as_json: bool, **_: Any) -> None:
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         shown.add_row(name, text, origins[name], style=None if origins[name] == "default" else "bold")
     Console().print(shown)
-
-
-for _command in (*cli_bank.COMMANDS, cli_publish.publish, cli_demo.demo):
-    cli.add_command(_command)
 
 
 def main() -> None:

@@ -201,6 +201,3 @@ def _layer_densities(layout: MaskLayout, mask: Any) -> list[dict[str, int]]:
         layers.append({"edges": rows * columns, "kept": int(part.sum())})
         start += rows * columns
     return layers
-
-
-COMMANDS: Final = (masks, stats, watch)

@@ -15,16 +15,26 @@ from typing import Any, Final, Protocol
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import (
+    AuthorizationError,
+    InvalidSessionTimeoutError,
+    InvalidTopicError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    UnsupportedVersionError,
+)
 from kafka.structs import OffsetAndMetadata
 
 from daemon.checkpoint import Partition, Position
-from daemon.errors import LostGroundError, UnavailableError
+from daemon.errors import ConfigError, LostGroundError, UnavailableError
 
 log = structlog.get_logger()
 
 POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-python has no wakeup()
 _POLL_RECORDS: Final = 64
+
+# Errors that no waiting mends.
+_REFUSALS: Final = (AuthorizationError, InvalidSessionTimeoutError, InvalidTopicError, UnsupportedVersionError)
 
 Headers = list[tuple[str, bytes]]
 
@@ -80,6 +90,8 @@ class SideTopics:
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         """Hand a record to the producer; `wait` tells when the broker has it."""
+        if key is None and value is None:
+            value = b""  # Kafka takes a record of neither, kafka-python does not
         with _broker():
             self._sent.append(self._producer.send(topic, value=value, key=key, headers=headers))
 
@@ -311,5 +323,7 @@ def _reachable(settings: KafkaSettings) -> Iterator[None]:
 def _broker() -> Iterator[None]:
     try:
         yield
+    except _REFUSALS as error:
+        raise ConfigError(f"Kafka refuses what these settings ask for: {error!r}") from error
     except KafkaError as error:
         raise UnavailableError(f"Kafka does not answer: {error!r}") from error

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from threading import Event
 
 import stamina
 import structlog
@@ -29,6 +28,22 @@ log = structlog.get_logger()
 
 DEAD_LETTER, OVERFLOW, PREDICTIONS = ".dlq", ".overflow", ".predictions"
 _KEPT_OF_OVERSIZED = 1024
+_AWAY_PAUSE_S = 0.5
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Set by a signal handler, read by the loop.
+
+    A plain attribute on purpose: the handler runs in the middle of whatever the main thread does, so a lock (of an
+    event, of a logger) that is held there would never be given back.
+    """
+
+    signal: str = ""
+
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return bool(self.signal)
 
 
 @dataclass(slots=True)
@@ -51,7 +66,7 @@ class TrainerLoop:
     learner: OnlineLearner
     checkpoint: Checkpointer
     limits: wire.RecordLimits
-    stop: Event
+    stop: StopRequest
     burst: bool
     patience_s: float
     observer: Observer = field(default_factory=Observer)
@@ -63,18 +78,20 @@ class TrainerLoop:
         Raises:
             StopError: see `daemon.errors`; what was not committed is read again at the next start.
         """
-        while not self.stop.is_set():
+        while not self.stop.requested():
             records = self._poll()
             for record in records:
                 self.apply(record)
                 if self.checkpoint.due:
                     self.commit()
-                if self.stop.is_set():
+                if self.stop.requested():
                     break
             if self.checkpoint.due:
                 self.commit()
             if self.burst and not records and self.source.caught_up:
                 break
+        if self.stop.requested():
+            log.info("trainer.stopping", signal=self.stop.signal)
         self.commit()
 
     def apply(self, record: Record) -> None:
@@ -125,7 +142,7 @@ class TrainerLoop:
             if now - self._unreachable_since > self.patience_s:
                 raise
             log.warning("kafka.unreachable", error=str(error), seconds=round(now - self._unreachable_since, 1))
-            self.stop.wait(0.5)
+            time.sleep(_AWAY_PAUSE_S)
             return []
         self._unreachable_since = None
         return records

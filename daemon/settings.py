@@ -10,21 +10,27 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from daemon.errors import ConfigError
 from daemon.redis_keys import BANK_NAME
-from supsup_online.decide import RuleName, RuleSettings
-from supsup_online.drift import DetectorName
 from supsup_online.errors import SpecError
-from supsup_online.inference import Objective
-from supsup_online.learner import LearnerSettings, OverBudgetPolicy
-from supsup_online.optimisers import OptimiserChoice
-from supsup_online.running_loss import Agreement
-from supsup_online.spec import BankSpec, VariantName, parse_shape
-from supsup_online.weights import WeightInit
+from supsup_online.types import (
+    DetectorName,
+    Objective,
+    OptimiserName,
+    OverBudgetPolicy,
+    RuleName,
+    VariantName,
+    WeightInit,
+    parse_shape,
+)
+
+if TYPE_CHECKING:  # torch and river take seconds to import; `--help` should not
+    from supsup_online.learner import LearnerSettings
+    from supsup_online.spec import BankSpec
 
 PREFIX: Final = "SUPSUP_"
 # Variables of the same prefix that are not settings of the daemon.
@@ -108,7 +114,7 @@ class Settings(BaseModel):
         6.0, gt=0, allow_inf_nan=False, description="Largest distance from a mask's running loss, in noise."
     )
     margin: float = Field(0.2, ge=0, le=1, description="Share of what a mask has learnt that a batch may give up.")
-    optimiser: Literal["adam", "rmsprop", "sgd"] = Field("adam", description="Optimiser of the scores.")
+    optimiser: OptimiserName = Field("adam", description="Optimiser of the scores.")
     learning_rate: Annotated[float | None, BeforeValidator(_optional)] = Field(
         None, gt=0, allow_inf_nan=False, description="Learning rate; empty: the optimiser's default."
     )
@@ -136,12 +142,14 @@ class Settings(BaseModel):
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
-    def bank_spec(self) -> BankSpec:
+    def bank_spec(self) -> "BankSpec":
         """The bank these settings describe.
 
         Raises:
             ConfigError: they contradict each other.
         """
+        from supsup_online.spec import BankSpec  # noqa: PLC0415 - see above
+
         try:
             return BankSpec(
                 architecture=self.arch,
@@ -159,8 +167,13 @@ class Settings(BaseModel):
         except SpecError as error:
             raise ConfigError(str(error)) from error
 
-    def learner(self) -> LearnerSettings:
+    def learner(self) -> "LearnerSettings":
         """The learner's part."""
+        from supsup_online.decide import RuleSettings  # noqa: PLC0415 - see above
+        from supsup_online.learner import LearnerSettings  # noqa: PLC0415
+        from supsup_online.optimisers import OptimiserChoice  # noqa: PLC0415
+        from supsup_online.running_loss import Agreement  # noqa: PLC0415
+
         return LearnerSettings(
             rule=RuleSettings(
                 rule=self.rule,

@@ -9,7 +9,7 @@ paper     NNs as published: no look at the loss, no drift detection, a decision 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from torch import Tensor
@@ -18,13 +18,11 @@ from supsup_online import allocation, inference
 from supsup_online.bank import MaskBank
 from supsup_online.bitpack import Words
 from supsup_online.errors import SpecError
-from supsup_online.inference import Objective
 from supsup_online.network import Network
 from supsup_online.running_loss import Agreement
 from supsup_online.stats import MaskStats
-from supsup_online.types import Examined
+from supsup_online.types import Examined, Objective, RuleName
 
-RuleName = Literal["loss", "exact", "one-shot", "paper"]
 RULES: Final[tuple[RuleName, ...]] = ("loss", "exact", "one-shot", "paper")
 
 _EXAMINED: Final = 5
@@ -39,7 +37,9 @@ class RuleSettings:
         epsilon: allocate when k * max(nu) < 1 + epsilon (one-shot rules; the paper's 1/8).
         objective: H or G (one-shot rules).
         rows: samples of the batch that all masks are ranked on; the best few then see the whole batch.
-        settled: batches before a mask may be reused by a stream other than the one that is training it: in its first
+        settled: batches before a mask may be reused by a stream other than the one that is training it, while there
+            is
+            room for another: in its first
             batches a mask learns what all tasks have in common, so its loss cannot tell them apart.
         superposed: fewest masks in a superposition; untrained pads fill up (one-shot rules).
         familiar: margin of `allocation.familiar` (exact rule).
@@ -90,7 +90,7 @@ class Decider:
 
     def __call__(self, bank: MaskBank, stats: dict[int, MaskStats], stream: str, x: Tensor, y: Tensor) -> Verdict:
         """Examine the masks of a bank for prepared inputs x (n, ...) and labels y (n,) of a stream."""
-        ids = [mask_id for mask_id in bank if self._eligible(stats[mask_id], stream)]
+        ids = [mask_id for mask_id in bank if bank.full or self._eligible(stats[mask_id], stream)]
         if not ids:
             return Verdict((), ())
         rank: Callable[..., Verdict] = {"loss": self._by_loss, "exact": self._by_entropy}.get(

@@ -6,12 +6,12 @@ restore it exactly: they are fed to a fresh detector again. No private state is 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final
 
 from river import drift
 from river.base import DriftDetector
 
-DetectorName = Literal["page-hinkley", "adwin", "kswin", "none"]
+from supsup_online.types import DetectorName
 
 _FACTORIES: Final[dict[str, Callable[[float], DriftDetector | None]]] = {
     # Sums how far the residual rises above its mean: one large jump or several small ones. Fades, so that a

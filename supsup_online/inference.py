@@ -14,7 +14,7 @@ This module is the readable truth: it unpacks a few masks at a time and leaves t
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from torch.nn import functional
 from supsup_online.bitpack import MaskLayout, Words
 from supsup_online.errors import SpecError
 from supsup_online.network import Network
+from supsup_online.types import Objective
 
-Objective = Literal["H", "G"]
 Floats = NDArray[np.float32]
 
 _CHUNK: Final = 64  # masks unpacked at a time: 64 x 315,200 float32 are 81 MB

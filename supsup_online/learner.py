@@ -12,7 +12,7 @@ Everything is deterministic: the same batches in the same order give, on a CPU, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +21,7 @@ from supsup_online import allocation
 from supsup_online.bank import MaskBank
 from supsup_online.bitpack import Words
 from supsup_online.decide import Decider, RuleSettings, Verdict
-from supsup_online.drift import DETECTORS, DetectorName, DriftMonitor
+from supsup_online.drift import DETECTORS, DriftMonitor
 from supsup_online.errors import BadBatchError, CodecError, SpecError
 from supsup_online.inference import entropy
 from supsup_online.network import Network
@@ -29,9 +29,8 @@ from supsup_online.optimisers import OptimiserChoice
 from supsup_online.predictor import predict
 from supsup_online.stats import MaskStats
 from supsup_online.trainer import EdgePopupTrainer, Evaluation, HotMask
-from supsup_online.types import Action, Batch, Decision, StepResult, Why
+from supsup_online.types import Action, Batch, Decision, DetectorName, OverBudgetPolicy, StepResult, Why
 
-OverBudgetPolicy = Literal["overflow", "evict"]
 INPUT_LIMIT: Final = 1e6  # keeps logits and squared gradients inside float32
 
 
@@ -137,14 +136,14 @@ class OnlineLearner:
         """Test, then train; an unlabelled batch is only answered.
 
         Raises:
-            BadBatchError: an input is absurdly large, or an unlabelled batch meets an empty bank (nothing was
-            changed); or a
+            BadBatchError: an input is absurdly large, a label out of range, or an unlabelled batch meets an empty
+            bank (nothing was changed); or a
                 loss is not finite all the same.
         """
         x = self._inputs(batch)
         if batch.y is None:
             return self._answer(batch, x)
-        y = self.network.labels(batch.y)
+        y = self._labels(batch)
         self.steps += 1
         stream = self._stream(batch.stream)
         evaluation = self._test(stream.mask_id, x, y)
@@ -166,6 +165,13 @@ class OnlineLearner:
                 "out-of-range", f"inputs must lie within +-{INPUT_LIMIT:g}: scale them before publishing"
             )
         return x
+
+    def _labels(self, batch: Batch) -> Tensor:
+        assert batch.y is not None  # noqa: S101 - for the type checker; step() asked
+        classes = self.network.spec.classes
+        if not (batch.y.min() >= 0 and batch.y.max() < classes):
+            raise BadBatchError("label-range", f"labels must lie in 0..{classes - 1}")
+        return self.network.labels(batch.y)
 
     def _test(self, mask_id: int | None, x: Tensor, y: Tensor) -> Evaluation | None:
         if mask_id is None:
@@ -357,3 +363,5 @@ class OnlineLearner:
         self.hot = dict(hot)
         self.steps = steps
         self.committed()
+        while self.settings.over_budget == "evict" and len(self.bank) > self.bank.budget:
+            self._evict()  # the budget was lowered since

@@ -52,7 +52,7 @@ def predict(network: Network, mask_ids: Sequence[int], masks: Words, x: Tensor, 
     rows, classes = len(x), network.spec.classes
     best = torch.full((rows,), torch.inf, device=network.device)
     entropies = torch.zeros(rows, device=network.device)
-    chosen = torch.zeros(rows, dtype=torch.int64, device=network.device)
+    chosen = torch.full((rows,), mask_ids[0], dtype=torch.int64, device=network.device)
     answer = torch.zeros(rows, classes, device=network.device)
     for mask_id, words in zip(mask_ids, masks, strict=True):
         logits = network.logits(x, words)

@@ -24,18 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 from river import base
 
-from supsup_online.decide import RuleName, RuleSettings
-from supsup_online.drift import DetectorName
+from supsup_online.decide import RuleSettings
 from supsup_online.errors import BadBatchError, SpecError
-from supsup_online.inference import Objective
-from supsup_online.learner import INPUT_LIMIT, LearnerSettings, OnlineLearner, OverBudgetPolicy, StreamState
+from supsup_online.learner import INPUT_LIMIT, LearnerSettings, OnlineLearner, StreamState
 from supsup_online.network import Network
 from supsup_online.optimisers import OptimiserChoice
 from supsup_online.predictor import predict
 from supsup_online.running_loss import Agreement
-from supsup_online.spec import BankSpec, VariantName
-from supsup_online.types import Batch
-from supsup_online.weights import WeightInit
+from supsup_online.spec import BankSpec
+from supsup_online.types import Batch, DetectorName, Objective, OverBudgetPolicy, RuleName, VariantName, WeightInit
 
 if TYPE_CHECKING:
     import pandas as pd

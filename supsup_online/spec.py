@@ -3,13 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from supsup_online.edge_popup import MaskVariant, Threshold, TopK
 from supsup_online.errors import SpecError
-from supsup_online.weights import WeightInit
-
-VariantName = Literal["top-k", "threshold"]
+from supsup_online.types import VariantName, WeightInit, parse_shape
 
 SCHEMA_VERSION: Final = 1
 CHANGEABLE: Final = frozenset({"budget"})
@@ -101,15 +99,3 @@ class BankSpec:
             for f in fields(self)
             if f.name not in CHANGEABLE and getattr(self, f.name) != getattr(other, f.name)
         ]
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """`28x28` or `28,28` -> (28, 28).
-
-    Raises:
-        ValueError: not one to four positive whole numbers.
-    """
-    shape = tuple(int(part) for part in text.lower().replace(",", "x").split("x"))
-    if not 1 <= len(shape) <= 4 or min(shape) < 1:
-        raise ValueError(f"{text!r} is no input shape; write for instance 28x28")
-    return shape

@@ -9,6 +9,15 @@ from numpy.typing import NDArray
 Action = Literal["reuse", "allocate", "over-budget"]
 Why = Literal["start", "window", "drift"]
 
+# Choices by name, for settings: kept in a module that imports nothing heavy.
+RuleName = Literal["loss", "exact", "one-shot", "paper"]
+DetectorName = Literal["page-hinkley", "adwin", "kswin", "none"]
+Objective = Literal["H", "G"]
+OverBudgetPolicy = Literal["overflow", "evict"]
+OptimiserName = Literal["adam", "rmsprop", "sgd"]
+VariantName = Literal["top-k", "threshold"]
+WeightInit = Literal["signed-constant", "kaiming-normal"]
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
@@ -94,3 +103,15 @@ class StepResult:
     accuracy: float = float("nan")
     entropy: float = float("nan")
     predictions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """`28x28` or `28,28` -> (28, 28).
+
+    Raises:
+        ValueError: not one to four positive whole numbers.
+    """
+    shape = tuple(int(part) for part in text.lower().replace(",", "x").split("x"))
+    if not 1 <= len(shape) <= 4 or min(shape) < 1:
+        raise ValueError(f"{text!r} is no input shape; write for instance 28x28")
+    return shape

@@ -6,7 +6,7 @@ mean 0, standard deviation sqrt(2 / fan_in). Layer i draws from the stream (seed
 
 import hashlib
 import math
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from supsup_online import draws
 from supsup_online.errors import SpecError
 from supsup_online.models import Architecture
+from supsup_online.types import WeightInit
 
-WeightInit = Literal["signed-constant", "kaiming-normal"]
 WEIGHT_INITS: Final[tuple[WeightInit, ...]] = ("signed-constant", "kaiming-normal")
 
 

@@ -11,6 +11,7 @@ from servers import create_topic, delete_topics
 # Joining a group takes the embedded broker two thirds of the session timeout; Apache Kafka takes none under 6 s.
 SESSION_S = 10.0 if os.environ.get("SUPSUP_TEST_KAFKA") else 2.0
 
+
 @dataclass
 class Stage:
     """The shared servers, and everything that was put on them under names of its own.

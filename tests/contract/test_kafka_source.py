@@ -195,7 +195,9 @@ def test_what_was_sent_is_there_once_waited_for(kafka: str, topic: str) -> None:
         found = read(kafka, topic, 3)
     finally:
         side.close()
-    assert [(r.key, r.value, r.headers) for r in found] == [(b"key", b"%d" % i, [("reason", b"test")]) for i in range(3)]
+    assert [(r.key, r.value, r.headers) for r in found] == [
+        (b"key", b"%d" % i, [("reason", b"test")]) for i in range(3)
+    ]
 
 
 def test_a_record_with_neither_key_nor_value_can_be_put_aside(kafka: str, topic: str) -> None:
@@ -208,24 +210,6 @@ def test_a_record_with_neither_key_nor_value_can_be_put_aside(kafka: str, topic:
     finally:
         side.close()
     assert (found.key, found.value) == (None, b"")
-
-
-def test_headers_without_a_value_are_read_as_empty(kafka: str, topic: str) -> None:
-    # Kafka allows these too; kafka-python's front door does not, its accumulator does.
-    producer = KafkaProducer(bootstrap_servers=kafka)
-    try:
-        producer.send(topic, b"0").get(10)
-        from kafka import TopicPartition  # noqa: PLC0415
-
-        headers = [("content-type", None), ("content-type", b"text/plain")]
-        future, *_ = producer._accumulator.append(TopicPartition(topic, 0), 0, None, b"1", headers)
-        producer.flush()
-        future.get(10)
-    finally:
-        producer.close()
-    with source_of(kafka, topic) as source:
-        records = read_until(source, Notes(), lambda found: len(found) == 2)
-    assert records[1].headers == (("content-type", b""), ("content-type", b"text/plain"))
 
 
 def test_waiting_for_a_broker_that_is_away_is_an_error(kafka: str, topic: str) -> None:

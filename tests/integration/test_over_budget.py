@@ -43,7 +43,9 @@ def outcomes(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         publish(stage.kafka, topic, STREAM)
         options = ("--budget=2", f"--over-budget={policy}", "--burst", *SMALL)
         directory = tmp_path_factory.mktemp(policy)
-        found[policy] = Outcome(stage, topic, bank, Trainer(*stage.arguments(bank, topic), *options, directory=directory))
+        found[policy] = Outcome(
+            stage, topic, bank, Trainer(*stage.arguments(bank, topic), *options, directory=directory)
+        )
     try:
         for outcome in found.values():
             outcome.process.wait()

@@ -130,7 +130,9 @@ def test_a_position_that_retention_has_overtaken_ends_with_66_and_counts_the_los
         lost, start = 2, 0
     ended = here("start", *stage.arguments(bank, topic), *QUICK)
     assert ended.code == 66
-    assert f"its log now starts at {start}: retention has removed {lost} records that were never trained" in ended.stderr
+    assert (
+        f"its log now starts at {start}: retention has removed {lost} records that were never trained" in ended.stderr
+    )
     assert f"HSET '{key}' offset {start}" in ended.stderr
 
     stage.redis.hset(key, "offset", start)

@@ -221,5 +221,3 @@ def test_a_second_trainer_cannot_take_the_same_directory(lives: Lives) -> None:
     ended = here("start", *OPTIONS[:-3], "--embedded", f"--state-dir={state}")
     assert ended.code == 69
     assert f"in use by process {lives.second.pid}" in ended.stderr
-
-
