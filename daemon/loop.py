@@ -17,7 +17,7 @@ import structlog
 
 from daemon.checkpoint import Checkpointer, Partition
 from daemon.errors import UnavailableError
-from daemon.kafka_source import Headers, KafkaSource, Record, SideTopics
+from daemon.kafka_source import KEPT_OF_OVERSIZED, Headers, KafkaSource, Record, SideTopics
 from daemon.observe import Observer
 from supsup_online import wire
 from supsup_online.errors import BadBatchError
@@ -27,7 +27,6 @@ from supsup_online.types import Batch, StepResult
 log = structlog.get_logger()
 
 DEAD_LETTER, OVERFLOW, PREDICTIONS = ".dlq", ".overflow", ".predictions"
-_KEPT_OF_OVERSIZED = 1024
 _AWAY_PAUSE_S = 0.5
 
 
@@ -167,11 +166,11 @@ class TrainerLoop:
     def _dead_letter(self, record: Record, error: BadBatchError) -> None:
         size = len(record.value or b"")
         oversized = size > self.limits.max_bytes
-        value = (record.value or b"")[:_KEPT_OF_OVERSIZED] if oversized else record.value
+        value = (record.value or b"")[:KEPT_OF_OVERSIZED] if oversized else record.value
         headers = [*_origin(record, keep=True), ("reason", error.reason.encode()), ("error", str(error).encode())]
         if oversized:
             headers.append(("truncated-from", str(size).encode()))
-        self.side.send(record.partition.topic + DEAD_LETTER, record.key, value, headers)
+        self.side.send(record.partition.topic + DEAD_LETTER, record.key, value, headers, may_be_cut=True)
         self.checkpoint.totals["dead_lettered"] += 1
         log.warning(
             "record.dead_lettered",

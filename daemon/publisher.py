@@ -88,12 +88,15 @@ def from_json_lines(lines: IO[str], key: bytes | None) -> Iterator[Outgoing]:
     """
     number = 0
     try:
-        for number, line in enumerate(lines, start=1):
+        for line in lines:
+            number += 1
             if line.strip():
                 json.loads(line)
                 yield Outgoing(line.strip().encode(), wire.JSON_CONTENT_TYPE, key)
-    except (ValueError, RecursionError) as error:  # a line that is not even text ends the loop itself
-        raise DataError(f"no JSON in or behind line {number}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"line {number + 1} or one soon after is no UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"line {number} is no JSON: {error}") from error
 
 
 def _encoded(encoding: Format, x: NDArray[Any], y: NDArray[np.int64]) -> bytes:

@@ -1,6 +1,7 @@
 """What is committed comes back: a learner restored from Redis equals the one that was stored, to the last bit."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -44,6 +45,7 @@ class Run:
         self.assigned = self.checkpoint.assign(HERE, self.store.progress(HERE.topic, HERE.number), LOG, 0)
 
     def feed(self, batches: Iterator[Batch], count: int) -> None:
+        """Apply the next batches, as the loop does with records."""
         for batch in islice(batches, count):
             offset = self.checkpoint.positions[HERE].offset
             self.checkpoint.note_stream(batch.stream, HERE)
@@ -95,14 +97,12 @@ def test_what_was_not_committed_is_not_there(open_run: Callable[..., Run]) -> No
 
 
 def test_evicted_masks_and_forgotten_streams_stay_gone(open_run: Callable[..., Run], redis_client: Redis) -> None:
-    spec = {"over_budget": "evict", "max_streams": 2, "hot_masks": 3}
-    first = open_run(**spec)
-    first.learner.bank.budget = 2
+    options = {"spec": replace(tiny.LEARNING, budget=2), "over_budget": "evict", "max_streams": 2, "hot_masks": 3}
+    first = open_run(**options)
     for task in range(5):
-        first.feed(tiny.permuted(task, f"s{task}")(4), 4)
+        first.feed(tiny.permuted(task, f"s{task}")(15), 15)
         first.checkpoint.commit()
-    second = open_run(**spec)
-    second.learner.bank.budget = 2
+    second = open_run(**options)
     assert state(second.learner) == state(first.learner)
     assert list(second.learner.bank) == [3, 4]
     assert set(second.learner.streams) == {"s3", "s4"}

@@ -6,7 +6,7 @@ and with keys, comes along: several of both are the rule in real life.
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Fed:
 
 
 @pytest.fixture(scope="module")
-def fed(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
+def fed(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Fed:
     bank, topic, keyed = stage.new_bank(), stage.new_topic(), stage.new_topic(partitions=2)
     stream = [unlabelled(0), *(labelled(0, i) for i in range(LEAD_IN))]
     offsets = {}
@@ -133,7 +133,7 @@ def fed(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]
     letters = read(stage.kafka, f"{topic}.dlq", len(BAD) + 1)
     by_offset = {int(dict(letter.headers)["source-offset"]): letter for letter in letters}
     answers = read(stage.kafka, f"{topic}.predictions", 1)
-    yield Fed(stage, bank, topic, keyed, process, offsets, by_offset, answers, len(stream))
+    return Fed(stage, bank, topic, keyed, process, offsets, by_offset, answers, len(stream))
 
 
 @pytest.mark.parametrize("name", BAD)
