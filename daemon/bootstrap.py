@@ -112,7 +112,7 @@ def kafka_settings(settings: Settings) -> KafkaSettings:
     return KafkaSettings(
         servers=settings.kafka,
         topics=settings.topic,
-        group=settings.group,
+        group=settings.group or f"supsup-{settings.bank}",
         max_record_bytes=settings.max_record_bytes,
         session_timeout_s=settings.session_timeout_s,
         max_poll_interval_s=settings.max_poll_interval_s,

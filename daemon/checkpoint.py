@@ -117,7 +117,7 @@ class Checkpointer:
         (self._over_budget.add if decision.action == "over-budget" else self._over_budget.discard)(stream)
         if repeated:
             return
-        best = [[c.mask_id, c.statistic, c.residual] for c in decision.candidates]
+        best = [[c.mask_id, c.statistic, c.residual, c.agrees] for c in decision.candidates]
         self._events.append(
             {
                 "type": decision.action,
@@ -211,6 +211,7 @@ class Checkpointer:
             plan.hset(key, {STREAM_FIELD + name: _stream_text(self.learner.streams[name])})
         for name in sorted(self.learner.changes.forgotten_streams & self._homes.keys()):
             home = self._homes.pop(name)
+            self._over_budget.discard(name)
             plan.write("HDEL", self.store.keys.progress(home.topic, home.number), STREAM_FIELD + name)
 
     # -- the way back

@@ -68,6 +68,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="supsup-daemon")
 def cli() -> None:
     """Continual learning on a stream: one frozen random network, one binary mask per task, the task inferred."""
+    logs.configure("auto", "warning")  # stdout is for results; `start` sets its own level
 
 
 @cli.command(

@@ -4,7 +4,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -152,7 +152,7 @@ def describe(event: dict[str, str]) -> str:
     best = json.loads(event["candidates"])
     against = ""
     if best:
-        mask_id, statistic, residual = best[0]
+        mask_id, statistic, residual, _ = best[0]
         against = f" (nearest: mask {mask_id}, {event['rule']} {statistic:.2f}"
         against += ")" if residual is None else f", {residual:+.1f} from its own)"
     return f"{event['topic']}:{event['partition']}@{event['offset']}  {event['why']}: {what}{against}"
@@ -190,7 +190,8 @@ def _readable(name: str, value: Any) -> str:
     if name in _REAL:
         return f"{float(value):.4f}"
     if name.removesuffix("_ms") in _FIELDS and value:
-        return datetime.fromtimestamp(int(value) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        with suppress(ValueError, OverflowError, OSError):  # a producer's clock may say anything
+            return datetime.fromtimestamp(int(value) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
     return str(value)
 
 

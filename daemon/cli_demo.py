@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from daemon import demo as runner
-from daemon import logs, settings
+from daemon import settings
 from daemon.cli_bank import describe
 from daemon.demo import DemoRun, Event, TaskReport
 from daemon.embedded import EmbeddedServers
@@ -62,7 +62,6 @@ _BATCHES_PER_TASK = 200
 def demo(*, as_json: bool, hold: bool, output: Path, **stream: Any) -> None:
     """See the whole idea work: broker, Redis and trainer start, tasks of real MNIST digits recur unannounced."""
     settings.check_environment()
-    logs.configure("auto", "warning")
     begun = time.monotonic()
     console = Console(stderr=True)
     scenario, plan = _stream(stream)

@@ -44,7 +44,12 @@ Examples:
 @click.option("--tasks", type=click.IntRange(min=1), default=5, show_default=True, help="Number of tasks.")
 @click.option("--batches", type=click.IntRange(min=1), default=1000, show_default=True, help="Length of the stream.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of tasks, order and batches."
+    "--seed",
+    "stream_seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of tasks, order and batches.",
 )
 @click.option("--rows", type=click.IntRange(min=1), default=128, show_default=True, help="Rows a record.")
 @click.option(
@@ -56,6 +61,8 @@ Examples:
 def publish(files: tuple[Path, ...], *, as_json: bool, rate: float | None, **given: Any) -> None:
     """Publish labelled batches: FILES (.npz, .arrow, .jsonl, or - for JSON lines), or a scenario made from MNIST."""
     settings = options.current_settings()
+    if len(settings.topic) != 1:
+        raise click.UsageError("publish to one --topic at a time")
     topic = settings.topic[0]
     if settings.create_topics:
         kafka_source.create_topics(kafka_settings(settings), [topic])
@@ -81,8 +88,8 @@ def publish(files: tuple[Path, ...], *, as_json: bool, rate: float | None, **giv
 
 
 def _from_scenario(given: dict[str, Any]) -> Iterator[Outgoing]:
-    plan = schedule(given["order"], given["tasks"], given["batches"], given["seed"])
-    scenario = Scenario(load_mnist(), given["scenario"], given["tasks"], given["seed"])
+    plan = schedule(given["order"], given["tasks"], given["batches"], given["stream_seed"])
+    scenario = Scenario(load_mnist(), given["scenario"], given["tasks"], given["stream_seed"])
     return publisher.from_scenario(
         scenario, plan, given["rows"], given["encoding"], keyed=given["order"] == "interleaved"
     )

@@ -7,7 +7,6 @@ held against what the trainer wrote to Redis: its decisions (event stream) and i
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -36,6 +35,7 @@ log = structlog.get_logger()
 
 BANK: Final = "demo"
 TOPIC: Final = "demo"
+_GUARD: Final = Path(__file__).with_name("_guard.py")
 _POLL_S: Final = 0.2
 _STOP_S: Final = 60.0
 _TEST_ROWS: Final = 2000
@@ -113,9 +113,13 @@ class DemoRun:
     def _start_trainer(self) -> None:
         config = self._write_config()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPSUP_")}
-        command = [sys.executable, "-m", "daemon", "start", "--config", str(config)]
+        # The guard ends the trainer when this process ends, however that happens.
+        guard = [sys.executable, "-I", "-S", str(_GUARD)]
+        command = [*guard, sys.executable, "-m", "daemon", "start", "--config", str(config)]
         with self.trainer_log.open("wb") as log_file:
-            self._trainer = subprocess.Popen(command, stderr=log_file, stdin=subprocess.DEVNULL, env=environment)
+            self._trainer = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log_file, env=environment
+            )
 
     @property
     def trainer_log(self) -> Path:
@@ -152,10 +156,10 @@ class DemoRun:
         while done < len(self.plan):
             self._check_alive()
             time.sleep(_POLL_S)
+            done = reader.totals().get("records", 0)  # before the events: what is counted has its events written
             for fields in tail.read():
                 if fields["type"] != "commit":
                     on_event(self._beside_truth(fields))
-            done = reader.totals().get("records", 0)
             on_progress(done)
 
     def _beside_truth(self, fields: dict[str, str]) -> Event:
@@ -171,14 +175,16 @@ class DemoRun:
             raise StopError(f"the trainer ended with exit code {self._trainer.returncode}; its log ends with\n{tail}")
 
     def _stop_trainer(self) -> None:
-        if self._trainer is None or self._trainer.poll() is not None:
+        if self._trainer is None:
             return
-        self._trainer.send_signal(signal.SIGTERM)
+        self._trainer.terminate()
         try:
             self._trainer.wait(timeout=_STOP_S)
         except subprocess.TimeoutExpired:
             self._trainer.kill()
             self._trainer.wait()
+        if self._trainer.stdin is not None:
+            self._trainer.stdin.close()
 
     def reader(self) -> BankReader:
         """A reader of the demo's bank."""

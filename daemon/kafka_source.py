@@ -17,6 +17,7 @@ from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, Ka
 from kafka.admin import NewTopic
 from kafka.errors import (
     AuthorizationError,
+    CorruptRecordError,
     InvalidSessionTimeoutError,
     InvalidTopicError,
     KafkaError,
@@ -197,7 +198,7 @@ class KafkaSource:
             UnavailableError: the broker is away (poll again: the client reconnects).
         """
         with _broker():
-            fetched = self._consumer.poll(timeout_ms=int(min(timeout_s, POLL_LIMIT_S) * 1000))
+            fetched = self._fetch(timeout_s)
             try:
                 moved = self._apply_rebalance(progress)
                 ready = sorted(fetched.keys() & self._next.keys() - moved)
@@ -207,6 +208,25 @@ class KafkaSource:
                 self._fetch_again(fetched.keys())
                 raise
         return [record for partition in ready for record in self._accepted(partition, fetched[partition])]
+
+    def _fetch(self, timeout_s: float) -> dict[TopicPartition, list[Any]]:
+        """One poll of the client.
+
+        Raises:
+            StopError: a record that the client itself cannot read; waiting would not help, and skipping it unasked
+                would lose it.
+        """
+        try:
+            fetched: dict[TopicPartition, list[Any]] = self._consumer.poll(
+                timeout_ms=int(min(timeout_s, POLL_LIMIT_S) * 1000)
+            )
+        except CorruptRecordError as error:
+            places = ", ".join(f"{p.topic}:{p.partition} from {offset}" for p, offset in sorted(self._next.items()))
+            raise StopError(
+                f"the Kafka client cannot read a record ({error}); it lies behind one of: {places}. To skip it, set "
+                "`offset` in that partition's progress hash in Redis to the offset behind it, and start again."
+            ) from error
+        return fetched
 
     def _accepted(self, partition: TopicPartition, fetched: Iterable[Any]) -> Iterator[Record]:
         """Records of a partition that has a position, which goes along."""

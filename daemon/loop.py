@@ -28,6 +28,8 @@ log = structlog.get_logger()
 
 DEAD_LETTER, OVERFLOW, PREDICTIONS = ".dlq", ".overflow", ".predictions"
 _AWAY_PAUSE_S = 0.5
+_KEY_BYTES = 1024
+_HEADER_BYTES = 65_536
 
 
 @dataclass(slots=True)
@@ -87,7 +89,7 @@ class TrainerLoop:
                     break
             if self.checkpoint.due:
                 self.commit()
-            if self.burst and not records and self.source.caught_up:
+            if self.burst and not records and self._unreachable_since is None and self.source.caught_up:
                 break
         if self.stop.requested():
             log.info("trainer.stopping", signal=self.stop.signal)
@@ -113,12 +115,17 @@ class TrainerLoop:
         """Make everything applied so far last, then tell the group."""
         begun = time.perf_counter()
         records = self.checkpoint.pending
-        for attempt in stamina.retry_context(on=UnavailableError, attempts=None, timeout=self.patience_s, wait_max=5.0):
+        for attempt in stamina.retry_context(
+            on=self._worth_retrying, attempts=None, timeout=self.patience_s, wait_max=5.0
+        ):
             with attempt:
                 version = self.checkpoint.commit()
         if version is not None:
             self.source.tell_group(self.checkpoint.positions)
             log.debug("bank.committed", version=version, records=records, seconds=round(time.perf_counter() - begun, 6))
+
+    def _worth_retrying(self, error: Exception) -> bool:
+        return isinstance(error, UnavailableError) and not self.stop.requested()
 
     def assigned(self, partition: Partition, log_identity: str, start: int) -> int:
         """A partition was given to this trainer: where to go on."""
@@ -147,13 +154,24 @@ class TrainerLoop:
         return records
 
     def _decode(self, record: Record) -> Batch:
+        self._check_size(record)
         content_type = dict(record.headers).get("content-type", b"").decode("latin-1") or None
         x, y = wire.decode(record.value, content_type, self.limits)
-        stream = record.partition.stream(record.key)
-        self.checkpoint.note_stream(stream, record.partition)
-        return Batch(x, y, stream, record.timestamp_ms)
+        return Batch(x, y, record.partition.stream(record.key), record.timestamp_ms)
+
+    def _check_size(self, record: Record) -> None:
+        """Key and headers are stored, logged and handed on, so they have limits too; `wire` checks the value."""
+        if len(record.key or b"") > _KEY_BYTES:
+            raise BadBatchError(
+                "too-large", f"the key has {len(record.key or b'')} bytes, at most {_KEY_BYTES} are allowed"
+            )
+        size = sum(len(name) + len(value) for name, value in record.headers)
+        if size > _HEADER_BYTES:
+            raise BadBatchError("too-large", f"the headers have {size} bytes, at most {_HEADER_BYTES} are allowed")
 
     def _deliver(self, record: Record, result: StepResult) -> None:
+        if result.stream in self.learner.streams:
+            self.checkpoint.note_stream(result.stream, record.partition)
         if result.decision is not None:
             self.checkpoint.note_decision(result.decision, result.stream, record.partition, record.offset)
         if result.mask_id is None:
@@ -170,7 +188,8 @@ class TrainerLoop:
         headers = [*_origin(record, keep=True), ("reason", error.reason.encode()), ("error", str(error).encode())]
         if oversized:
             headers.append(("truncated-from", str(size).encode()))
-        self.side.send(record.partition.topic + DEAD_LETTER, record.key, value, headers, may_be_cut=True)
+        key = record.key[:_KEY_BYTES] if record.key is not None else None
+        self.side.send(record.partition.topic + DEAD_LETTER, key, value, headers, may_be_cut=True)
         self.checkpoint.totals["dead_lettered"] += 1
         log.warning(
             "record.dead_lettered",
@@ -186,7 +205,7 @@ class TrainerLoop:
         if result.trained:
             totals["batches"] += 1
             totals["samples"] += result.rows
-            totals["correct"] += round(result.accuracy * result.rows)
+            totals["correct"] += result.correct
         elif result.mask_id is None:
             totals["overflowed"] += 1
         else:

@@ -42,8 +42,7 @@ class Observer:
         log.info(_event(result), **fields)
 
     def _rolling(self, result: StepResult) -> float:
-        correct = round(result.accuracy * result.rows)
-        self._newest.append((correct, result.rows - correct))
+        self._newest.append((result.correct, result.rows - result.correct))
         _tell(self._accuracy.update, *self._newest[-1])
         if len(self._newest) > ROLLING_BATCHES:
             _tell(self._accuracy.revert, *self._newest.popleft())

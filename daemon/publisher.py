@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ Format = Literal["arrow", "json"]
 CONTENT_TYPES: Final[dict[Format, str]] = {"arrow": wire.ARROW_CONTENT_TYPE, "json": wire.JSON_CONTENT_TYPE}
 _ENCODERS: Final[dict[Format, Callable[..., bytes]]] = {"arrow": wire.encode_arrow, "json": wire.encode_json}
 _MAX_REQUEST: Final = 2**30
+_UNDERWAY: Final = 1000  # records sent and not yet acknowledged
+_PATIENCE_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,12 @@ def from_arrow(path: Path, key: bytes | None) -> Iterator[Outgoing]:
         DataError: the file cannot be read.
     """
     try:
-        yield Outgoing(path.read_bytes(), wire.ARROW_CONTENT_TYPE, key)
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
+    if content.startswith(b"ARROW1"):
+        raise DataError(f"{path} is an Arrow IPC *file*; a record is an Arrow IPC *stream* (pyarrow.ipc.new_stream)")
+    yield Outgoing(content, wire.ARROW_CONTENT_TYPE, key)
 
 
 def from_json_file(path: Path, key: bytes | None) -> Iterator[Outgoing]:
@@ -131,18 +137,20 @@ def send(
         raise UnavailableError(f"cannot reach Kafka at {','.join(servers)}: {error!r}; check --kafka") from error
     count = size = 0
     begun = time.monotonic()
-    newest: Any = None
+    sent: deque[Any] = deque()
     try:
         for record in records:
             if rate is not None and (early := begun + count / rate - time.monotonic()) > 0:
                 time.sleep(early)
             headers = [("content-type", record.content_type.encode())]
-            newest = producer.send(topic, value=record.value, key=record.key, headers=headers)
+            sent.append(producer.send(topic, value=record.value, key=record.key, headers=headers))
+            if len(sent) > _UNDERWAY:
+                sent.popleft().get(timeout=_PATIENCE_S)
             count, size = count + 1, size + len(record.value)
             progress(count, size)
-        producer.flush(timeout=60)
-        if newest is not None:
-            newest.get(timeout=60)
+        producer.flush(timeout=_PATIENCE_S)
+        for future in sent:
+            future.get(timeout=_PATIENCE_S)
     except KafkaError as error:
         raise UnavailableError(f"Kafka took {count} records, then failed: {error!r}") from error
     finally:

@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 import redis
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
 
-from daemon.errors import BankMismatchError, FencedError, UnavailableError
+from daemon.errors import BankMismatchError, ConfigError, FencedError, LostGroundError, UnavailableError
 from daemon.redis_keys import BankKeys
 from daemon.settings import without_password
 from supsup_online import codec
@@ -76,9 +76,7 @@ def connect(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
         # Later answers may take longer: a commit of many hot masks is some ten megabytes.
         client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=max(30.0, timeout_s))
     except ValueError as error:
-        raise UnavailableError(
-            f"{without_password(url)} is no Redis URL ({error}); write redis://HOST:PORT/DB"
-        ) from None
+        raise ConfigError(f"{without_password(url)} is no Redis URL ({error}); write redis://HOST:PORT/DB") from None
     except AuthenticationError as error:
         raise UnavailableError(f"Redis at {without_password(url)} refused the credentials: {error}") from None
     except RedisError as error:
@@ -134,6 +132,7 @@ class BankReader:
         return [
             {"id": str(mask_id), **_text(replies[2 * i]), "version": str(int(replies[2 * i + 1] or 0))}
             for i, mask_id in enumerate(mask_ids)
+            if replies[2 * i]  # evicted since the ids were read
         ]
 
     def totals(self) -> dict[str, int]:
@@ -225,6 +224,7 @@ class RedisStore(BankReader):
     def __init__(self, client: redis.Redis, bank: str) -> None:
         super().__init__(client, bank)
         self.epoch = 0
+        self._newest = ""
         source = resources.files("daemon").joinpath("lua/commit.lua").read_text(encoding="utf-8")
         self._script = client.register_script(source)
 
@@ -242,7 +242,9 @@ class RedisStore(BankReader):
             self.check_fingerprint(network)
             self.client.hset(self.keys.spec, "budget", network.spec.budget)
             self.epoch = int(self.client.hincrby(self.keys.lease, "epoch", 1))
-            self.client.hset(self.keys.lease, mapping={"owner": owner, "since": int(time.time())})
+            self._newest = f"{self.epoch}:"
+            lease = {"owner": owner, "since": int(time.time()), "commit": self._newest}
+            self.client.hset(self.keys.lease, mapping=lease)
 
     def _create(self, wanted: dict[str, str]) -> None:
         with self.client.pipeline() as pipe:
@@ -301,16 +303,17 @@ class RedisStore(BankReader):
 
         Raises:
             FencedError: another trainer has taken over.
+            LostGroundError: Redis does not hold the commit before this one.
             UnavailableError: Redis is away, read-only or out of memory; nothing was written, or all of it was.
         """
         keys = [self.keys.lease, self.keys.version, self.keys.index, self.keys.events]
-        arguments: list[Value] = [self.epoch, commit_id, ""]
+        arguments: list[Value] = [self.epoch, commit_id, self._newest, ""]
         writes: list[list[str | int]] = []
         for command, key, values in plan.writes:
             keys.append(key)
             writes.append([command, len(keys), *range(len(arguments) + 1, len(arguments) + 1 + len(values))])
             arguments.extend(values)
-        arguments[2] = json.dumps(
+        arguments[3] = json.dumps(
             {
                 "writes": writes,
                 "changed": plan.changed,
@@ -320,7 +323,9 @@ class RedisStore(BankReader):
             }
         )
         with _answers():
-            return int(self._script(keys=keys, args=arguments))
+            version = int(self._script(keys=keys, args=arguments))
+        self._newest = commit_id
+        return version
 
 
 @contextmanager
@@ -331,6 +336,11 @@ def _answers() -> Iterator[None]:
     except ResponseError as error:
         if "FENCED" in str(error):
             raise FencedError(f"another trainer has taken over this bank: {error}") from error
+        if "REWOUND" in str(error):
+            raise LostGroundError(
+                f"Redis has lost commits ({error}): it was emptied, or came back without its last seconds. Nothing was "
+                "written over it. Started again, the trainer goes on from what Redis holds and reads the rest again."
+            ) from error
         _unavailable(error)
     except (ConnectionError, TimeoutError, RedisError) as error:
         _unavailable(error)

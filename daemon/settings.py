@@ -84,7 +84,7 @@ class Settings(BaseModel):
     kafka: Servers = Field(("127.0.0.1:9092",), min_length=1, description="Kafka servers, HOST:PORT,...")
     redis: str = Field("redis://127.0.0.1:6379/0", description="Redis URL; a password in it is kept out of logs.")
     topic: Topics = Field(("supsup",), min_length=1, description="Topic to read; may be given more than once.")
-    group: str = Field("supsup", min_length=1, description="Kafka consumer group.")
+    group: str = Field("", description="Kafka consumer group; empty: supsup-BANK, so that each bank reads all.")
     bank: str = Field("default", pattern=f"^{BANK_NAME.pattern}$", description="Name of the mask bank in Redis.")
 
     arch: str = Field("lenet-300-100", description="lenet-300-100, fc-1024-1024 or mlp-A-B-... (hidden sizes).")
@@ -107,7 +107,7 @@ class Settings(BaseModel):
         0.125, ge=0, allow_inf_nan=False, description="New mask when k * max(nu) < 1 + epsilon (one-shot, paper)."
     )
     objective: Objective = Field("H", description="Objective of one-shot inference: H or G.")
-    decision_every: int = Field(100, ge=1, le=100_000, description="Batches of a stream between two decisions.")
+    decision_every: int = Field(100, ge=1, le=10_000, description="Batches of a stream between two decisions.")
     decision_rows: int = Field(32, ge=1, description="Samples of a batch on which all masks are ranked.")
     detector: DetectorName = Field("page-hinkley", description="Drift detector: page-hinkley, adwin, kswin or none.")
     tolerance: float = Field(
@@ -125,7 +125,7 @@ class Settings(BaseModel):
     threads: int = Field(0, ge=0, description="CPU threads for torch; 0: its default.")
     max_record_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="Larger records are dead-lettered.")
     max_rows: int = Field(4096, ge=1, description="Batches with more rows are dead-lettered.")
-    commit_every: int = Field(50, ge=1, description="Records between two commits.")
+    commit_every: int = Field(100, ge=1, description="Records between two commits.")
     commit_interval_s: float = Field(5.0, gt=0, description="Longest time between two commits, seconds.")
     session_timeout_s: float = Field(10.0, ge=1, description="Kafka session timeout, seconds.")
     max_poll_interval_s: float = Field(300.0, ge=1, description="Longest time between two polls, seconds.")

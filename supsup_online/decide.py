@@ -26,6 +26,7 @@ from supsup_online.types import Examined, Objective, RuleName
 RULES: Final[tuple[RuleName, ...]] = ("loss", "exact", "one-shot", "paper")
 
 _EXAMINED: Final = 5
+_MOST_UNSETTLED: Final = 8  # else a key per record would spend the whole budget on masks of one batch each
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,9 @@ class Decider:
 
     def __call__(self, bank: MaskBank, stats: dict[int, MaskStats], stream: str, x: Tensor, y: Tensor) -> Verdict:
         """Examine the masks of a bank for prepared inputs x (n, ...) and labels y (n,) of a stream."""
-        ids = [mask_id for mask_id in bank if bank.full or self._eligible(stats[mask_id], stream)]
+        young = sum(stats[mask_id].batches < self.settings.settled for mask_id in bank)
+        open_to_all = bank.full or young >= _MOST_UNSETTLED
+        ids = [mask_id for mask_id in bank if open_to_all or self._eligible(stats[mask_id], stream)]
         if not ids:
             return Verdict((), ())
         rank: Callable[..., Verdict] = {"loss": self._by_loss, "exact": self._by_entropy}.get(

@@ -55,8 +55,8 @@ class DriftMonitor:
         A loss below the usual one is a mask that learns, not drift: it counts as zero. Else a young mask, whose loss
         falls steeply and then levels off, would look like one that is getting worse.
         """
-        self.residuals.append(residual)
         if self._detector is None:
             return False
+        self.residuals.append(residual)
         self._detector.update(max(residual, 0.0))
         return bool(self._detector.drift_detected)

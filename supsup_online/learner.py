@@ -227,6 +227,7 @@ class OnlineLearner:
         self, batch: Batch, mask_id: int, evaluation: Evaluation, y: Tensor, decision: Decision | None
     ) -> StepResult:
         predictions = evaluation.logits[:, : self.network.spec.classes].argmax(1)
+        correct = int((predictions == y).sum())
         return StepResult(
             stream=batch.stream,
             rows=len(y),
@@ -234,7 +235,8 @@ class OnlineLearner:
             trained=True,
             decision=decision,
             loss=float(evaluation.mean_loss.detach()),
-            accuracy=int((predictions == y).sum()) / len(y),
+            accuracy=correct / len(y),
+            correct=correct,
             entropy=float(entropy(evaluation.logits).mean()),
             predictions=predictions.cpu().numpy(),
         )
@@ -243,7 +245,7 @@ class OnlineLearner:
         mask_id = stream.mask_id
         assert mask_id is not None  # noqa: S101 - for the type checker; step() returned before otherwise
         stats = self.stats[mask_id]
-        stats.observe(evaluation.losses.cpu().numpy(), round(result.accuracy * result.rows), result.entropy)
+        stats.observe(evaluation.losses.cpu().numpy(), result.correct, result.entropy)
         stats.updated_ms, stats.last_used, stats.stream = batch.timestamp_ms, self.steps, batch.stream
         if stats.batches == 1:
             stats.created_ms = batch.timestamp_ms
@@ -334,7 +336,8 @@ class OnlineLearner:
 
     def drift_monitor(self, residuals: Sequence[float] = ()) -> DriftMonitor:
         """A detector as configured, fed with the residuals of a stored stream."""
-        return DriftMonitor(self.settings.detector, self.settings.rule.agreement.tolerance, residuals)
+        detector = self.settings.detector if self._watchful else "none"
+        return DriftMonitor(detector, self.settings.rule.agreement.tolerance, residuals)
 
     def committed(self) -> None:
         """All changes up to now are stored."""

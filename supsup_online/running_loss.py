@@ -25,6 +25,8 @@ from supsup_online.errors import SpecError
 # Weight of the newest batch: a mask gets better fast and is believed at once; it gets worse reluctantly.
 FALLING: Final = 0.5
 RISING: Final = 0.2
+SCATTER: Final = 0.05  # of the variance, which should not follow every batch
+_FULL_ROWS: Final = 128  # a batch of fewer rows says less about the level, so it counts for less
 _TINY: Final = 1e-6
 
 
@@ -47,7 +49,7 @@ class Agreement:
 
 @dataclass(slots=True)
 class RunningLoss:
-    """Level and within-batch variance of the per-sample loss before each update, newest batches weighing most."""
+    """Level and variance of the per-sample loss before each update, newest batches weighing most."""
 
     mean: float = 0.0
     variance: float = 0.0
@@ -60,9 +62,12 @@ class RunningLoss:
         that, and a batch of another task would seem to fit.
         """
         mean, variance = moments(losses)
-        weight = 1.0 if not self.batches else FALLING if mean < self.mean else RISING
+        first = not self.batches
+        says = min(1.0, math.sqrt(len(losses) / _FULL_ROWS))
+        weight = 1.0 if first else 1.0 - (1.0 - (FALLING if mean < self.mean else RISING)) ** says
+        scatter = variance if first else variance + (mean - self.mean) ** 2
+        self.variance += max(1.0 / (self.batches + 1), SCATTER) * (scatter - self.variance)
         self.mean += weight * (mean - self.mean)
-        self.variance += weight * (variance - self.variance)
         self.batches += 1
 
     def residual(self, losses: NDArray[np.float32], chance: float, agreement: Agreement) -> float:

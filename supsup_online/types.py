@@ -90,6 +90,7 @@ class StepResult:
         decision: the decision that preceded it, or None when the stream simply went on.
         loss: mean cross-entropy before the update; NaN without labels or mask.
         accuracy: share of right labels before the update; NaN without labels or mask.
+        correct: number of right labels before the update.
         entropy: mean output entropy in nats; NaN without a mask.
         predictions: labels int64 (n,); empty without a mask.
     """
@@ -101,6 +102,7 @@ class StepResult:
     decision: Decision | None
     loss: float = float("nan")
     accuracy: float = float("nan")
+    correct: int = 0
     entropy: float = float("nan")
     predictions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 

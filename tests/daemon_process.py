@@ -53,7 +53,7 @@ def run(*arguments: object, stdin: str = "", timeout_s: float = 90.0) -> Ended:
 
 
 def here(*arguments: object, **variables: str) -> Ended:
-    """`supsup-daemon ARGUMENTS` through its entry point, in this process: what it says and its exit code are the same."""
+    """`supsup-daemon ARGUMENTS` through its entry point, but in this process: a start costs no five seconds."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
         patch.object(sys, "argv", ["supsup-daemon", *map(str, arguments)]),

@@ -177,9 +177,15 @@ def test_unknown_keys_come_with_the_nearest_name() -> None:
 
 
 def test_unknown_variables_come_with_the_nearest_name() -> None:
-    environment = {"SUPSUP_TOPICS": "a", "SUPSUP_KAFKA": "k:1", "SUPSUP_DATA_DIR": "/", "HOME": "/", "SUPSUP_Q": ""}
+    environment = {
+        "SUPSUP_TOPICS": "a",
+        "SUPSUP_KAFKA": "k:1",
+        "SUPSUP_DATA_DIR": "/",
+        "HOME": "/",
+        "SUPSUP_QQQQQQQQ": "",
+    }
     assert table.unknown_variables(environment) == [
-        "unknown variable SUPSUP_Q",
+        "unknown variable SUPSUP_QQQQQQQQ",
         "unknown variable SUPSUP_TOPICS; did you mean SUPSUP_TOPIC?",
     ]
     with pytest.raises(ConfigError, match="did you mean SUPSUP_TOPIC"):
