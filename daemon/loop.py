@@ -115,8 +115,9 @@ class TrainerLoop:
         """Make everything applied so far last, then tell the group."""
         begun = time.perf_counter()
         records = self.checkpoint.pending
+        attempts, patience_s = (None, self.patience_s) if self.patience_s else (1, None)
         for attempt in stamina.retry_context(
-            on=self._worth_retrying, attempts=None, timeout=self.patience_s, wait_max=5.0
+            on=self._worth_retrying, attempts=attempts, timeout=patience_s, wait_max=5.0
         ):
             with attempt:
                 version = self.checkpoint.commit()

@@ -25,7 +25,7 @@ from supsup_online.errors import SpecError
 # Weight of the newest batch: a mask gets better fast and is believed at once; it gets worse reluctantly.
 FALLING: Final = 0.5
 RISING: Final = 0.2
-SCATTER: Final = 0.05  # of the variance, which should not follow every batch
+SCATTER: Final = 0.1  # of the variance, which should not follow every batch
 _FULL_ROWS: Final = 128  # a batch of fewer rows says less about the level, so it counts for less
 _TINY: Final = 1e-6
 
@@ -65,7 +65,8 @@ class RunningLoss:
         first = not self.batches
         says = min(1.0, math.sqrt(len(losses) / _FULL_ROWS))
         weight = 1.0 if first else 1.0 - (1.0 - (FALLING if mean < self.mean else RISING)) ** says
-        scatter = variance if first else variance + (mean - self.mean) ** 2
+        # A batch above the level shows how batches scatter; one below it shows that the mask learns.
+        scatter = variance if first else variance + max(mean - self.mean, 0.0) ** 2
         self.variance += max(1.0 / (self.batches + 1), SCATTER) * (scatter - self.variance)
         self.mean += weight * (mean - self.mean)
         self.batches += 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from redis import Redis
 
-from daemon.errors import BankMismatchError, FencedError, UnavailableError
+from daemon.errors import BankMismatchError, FencedError, LostGroundError, UnavailableError
 from daemon.redis_keys import BankKeys
 from daemon.redis_store import BankReader, CommitPlan, EventTail, RedisStore
 from supsup_online import codec
@@ -249,3 +249,22 @@ def test_a_damaged_mask_is_named(
     damage(redis_client, opened.keys)
     with pytest.raises(BankMismatchError, match=f"supsup:{{{opened.keys.bank}}}:{key}: mask: "):
         opened.masks(NETWORK, [0, 1])
+
+
+def test_a_redis_that_has_lost_the_newest_commit_is_not_written_over(opened: RedisStore, redis_client: Redis) -> None:
+    opened.commit(plan_of(opened.keys, 1), "1:1")
+    kept = everything(redis_client, opened.keys.bank)
+    opened.commit(plan_of(opened.keys, 2), "1:2")
+    for key, value in kept.items():  # as if it came back without its last second
+        redis_client.restore(key, 0, value, replace=True)
+    with pytest.raises(LostGroundError, match=r"Redis has lost commits .*Started again, the trainer goes on"):
+        opened.commit(plan_of(opened.keys, 3), "1:3")
+    assert opened.totals() == {"number": 1}
+
+
+def test_a_redis_that_was_emptied_is_not_written_to(opened: RedisStore, redis_client: Redis) -> None:
+    opened.commit(plan_of(opened.keys, 1), "1:1")
+    redis_client.delete(*everything(redis_client, opened.keys.bank))
+    with pytest.raises(LostGroundError, match="it was emptied"):
+        opened.commit(plan_of(opened.keys, 2), "1:2")
+    assert everything(redis_client, opened.keys.bank) == {}

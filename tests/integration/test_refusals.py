@@ -76,7 +76,7 @@ def test_a_kafka_that_is_away_ends_with_69_in_time(stage: Stage, where: str, req
 
 def test_a_url_that_is_none_is_called_so(stage: Stage) -> None:
     ended = here("start", f"--kafka={stage.kafka}", "--redis=http://127.0.0.1:6379", *QUICK)
-    assert ended.code == 69
+    assert ended.code == 2
     assert "http://127.0.0.1:6379 is no Redis URL" in ended.stderr
     assert "redis://HOST:PORT/DB" in ended.stderr
 

@@ -34,6 +34,7 @@ def result(accuracy: float = 0.75, rows: int = 4, **changed: object) -> StepResu
         "decision": None,
         "loss": 0.123456,
         "accuracy": accuracy,
+        "correct": 0 if math.isnan(accuracy) else round(accuracy * rows),
         "entropy": 0.1,
         "predictions": np.zeros(rows, dtype=np.int64),
     }

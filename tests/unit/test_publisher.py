@@ -133,7 +133,7 @@ class FakeProducer:
 
     def close(self, timeout: float) -> None:
         """Note it."""
-        self.closed = True
+        self.closed = timeout > 0
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ CHANCE = math.log(10)
 
 
 def losses(mean, deviation=0.0, rows=100):
-    """Losses with exactly this mean and standard deviation."""
-    return np.array([mean - deviation, mean + deviation] * (rows // 2), dtype=np.float32)
+    """Losses with exactly this mean and standard deviation (of an even number of rows)."""
+    return np.resize(np.array([mean - deviation, mean + deviation], dtype=np.float32), rows)
 
 
 def settled(mean, deviation, batches=200):
@@ -34,19 +34,35 @@ def test_the_first_batch_sets_the_level():
 @pytest.mark.parametrize("batches", [1, 2, 200])
 def test_a_better_batch_is_believed_sooner_than_a_worse_one(batches):
     better, worse = settled(2.0, 0.0, batches), settled(2.0, 0.0, batches)
-    better.observe(losses(1.0))
-    worse.observe(losses(3.0))
+    better.observe(losses(1.0, rows=128))
+    worse.observe(losses(3.0, rows=128))
     assert better.mean == pytest.approx(2 - FALLING)
     assert worse.mean == pytest.approx(2 + RISING)
     assert FALLING > RISING
     assert better.batches == worse.batches == batches + 1
 
 
-def test_the_variance_is_the_one_within_batches_not_between_them():
+def test_a_batch_of_few_rows_moves_the_level_less():
+    few, many = settled(2.0, 0.0, 10), settled(2.0, 0.0, 10)
+    few.observe(losses(1.0, rows=2))
+    many.observe(losses(1.0, rows=128))
+    assert many.mean < few.mean < 2.0
+
+
+def test_a_rise_between_batches_counts_as_scatter_and_a_fall_does_not():
+    rising, falling = settled(2.0, 0.5, 10), settled(2.0, 0.5, 10)
+    before = rising.variance
+    rising.observe(losses(4.0, 0.5))
+    falling.observe(losses(1.0, 0.5))
+    assert rising.variance > before
+    assert falling.variance == pytest.approx(before)
+
+
+def test_batches_of_one_row_have_scatter_too():
     running = RunningLoss()
-    for mean in (1.0, 5.0, 9.0):
-        running.observe(losses(mean, 0.5))
-    assert running.variance == pytest.approx(0.25)
+    for loss in (1.0, 2.0, 1.0, 2.0):
+        running.observe(losses(loss, 0.0, rows=1))
+    assert running.variance > 0.05
 
 
 def test_a_mask_without_batches_takes_anything():

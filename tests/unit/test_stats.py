@@ -105,7 +105,7 @@ def test_a_batch_adds_to_the_counts_and_moves_the_running_numbers():
 
 def test_running_accuracy_and_entropy_follow_a_change_at_the_rate_of_a_loss_that_rises():
     stats = replace(MaskStats(), batches=100, accuracy=1.0, entropy=0.0, loss=RunningLoss(0.0, 0.0, 100))
-    stats.observe(np.ones(10, dtype=np.float32), 0, 1.0)
+    stats.observe(np.ones(128, dtype=np.float32), 0, 1.0)
     assert stats.accuracy == pytest.approx(1 - RISING)
     assert stats.entropy == pytest.approx(RISING)
     assert stats.loss.mean == pytest.approx(RISING)
