@@ -129,7 +129,12 @@ class TrainerLoop:
         return isinstance(error, UnavailableError) and not self.stop.requested()
 
     def assigned(self, partition: Partition, log_identity: str, start: int) -> int:
-        """A partition was given to this trainer: where to go on."""
+        """A partition was given to this trainer: where to go on.
+
+        It may have been this trainer's before, and lost without a word (a session that timed out): what it gave is
+        applied, so it has to be stored before the stored position is believed.
+        """
+        self.commit()
         stored = self.checkpoint.store.progress(partition.topic, partition.number)
         return self.checkpoint.assign(partition, stored, log_identity, start)
 

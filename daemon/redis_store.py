@@ -274,10 +274,11 @@ class RedisStore(BankReader):
         with _answers():
             ids = self.mask_ids()
             masks = self.masks(network, ids)
+            texts = {int(text["id"]): text for text in self.stats_text(ids)}
             stats = {}
-            for mask_id, text in zip(ids, self.stats_text(ids), strict=True):
+            for mask_id in ids:
                 with reading(self.keys.stats(mask_id)):
-                    stats[mask_id] = MaskStats.from_text(text)
+                    stats[mask_id] = MaskStats.from_text(texts.get(mask_id, {}))
             return StoredBank(masks, stats, self._hot_states(network, optimiser, ids), self.totals(), self.version())
 
     def _hot_states(self, network: Network, optimiser: Optimiser, ids: Sequence[int]) -> dict[int, HotMask]:

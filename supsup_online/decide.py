@@ -92,7 +92,7 @@ class Decider:
     def __call__(self, bank: MaskBank, stats: dict[int, MaskStats], stream: str, x: Tensor, y: Tensor) -> Verdict:
         """Examine the masks of a bank for prepared inputs x (n, ...) and labels y (n,) of a stream."""
         young = sum(stats[mask_id].batches < self.settings.settled for mask_id in bank)
-        open_to_all = bank.full or young >= _MOST_UNSETTLED
+        open_to_all = young >= _MOST_UNSETTLED
         ids = [mask_id for mask_id in bank if open_to_all or self._eligible(stats[mask_id], stream)]
         if not ids:
             return Verdict((), ())

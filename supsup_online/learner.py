@@ -10,7 +10,7 @@ not trained into the old mask.
 Everything is deterministic: the same batches in the same order give, on a CPU, the same bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, get_args
 
@@ -200,8 +200,8 @@ class OnlineLearner:
         verdict = self._decide(self.bank, self.stats, name, x, y)
         previous, evicted = stream.mask_id, None
         choice = allocation.choose(verdict.known, room=not self.bank.full)
-        if isinstance(choice, allocation.OverBudget) and self.settings.over_budget == "evict":
-            evicted, choice = self._evict(), allocation.Allocate()
+        if isinstance(choice, allocation.OverBudget) and (settled := self._evictable()):
+            evicted, choice = self._evict(settled), allocation.Allocate()
         action: Action
         match choice:
             case allocation.Reuse(mask_id):
@@ -280,9 +280,15 @@ class OnlineLearner:
         self._keep_hot(mask_id, hot)
         return mask_id
 
-    def _evict(self) -> int:
-        """Remove the mask unused for longest; streams that had it start over with a decision."""
-        mask_id = min(self.bank, key=lambda known: self.stats[known].last_used)
+    def _evictable(self) -> list[int]:
+        """Masks that may make room for another; never young ones, or two streams would evict each other's for ever."""
+        if self.settings.over_budget != "evict":
+            return []
+        return [mask_id for mask_id in self.bank if self.stats[mask_id].batches >= self.settings.rule.settled]
+
+    def _evict(self, masks: Iterable[int]) -> int:
+        """Remove the one of these masks unused for longest; streams that had it start over with a decision."""
+        mask_id = min(masks, key=lambda known: self.stats[known].last_used)
         self.bank.remove(mask_id)
         del self.stats[mask_id]
         self.hot.pop(mask_id, None)
@@ -367,4 +373,4 @@ class OnlineLearner:
         self.steps = steps
         self.committed()
         while self.settings.over_budget == "evict" and len(self.bank) > self.bank.budget:
-            self._evict()  # the budget was lowered since
+            self._evict(self.bank)  # the budget was lowered since

@@ -211,6 +211,13 @@ def test_a_partition_is_taken_up_where_the_store_says() -> None:
     assert loop.assigned(Partition("digits", 1), "log", 7) == 7
 
 
+def test_a_partition_lost_without_a_word_is_committed_before_its_position_is_read_again() -> None:
+    loop, stage = loop_over([])
+    loop.apply(record(0))
+    loop.assigned(HERE, "log", 0)
+    assert stage.steps() == ["wait", "commit", "group"]
+
+
 @pytest.mark.parametrize(("key", "value"), [(None, None), (b"k", None), (None, b"")])
 def test_a_record_of_nothing_is_put_aside(key: bytes | None, value: bytes | None) -> None:
     loop, stage = loop_over([])
@@ -264,6 +271,16 @@ def test_an_unlabelled_record_is_answered_without_training() -> None:
     assert dict(headers)["source-offset"] == b"20"
     assert tiny.whole_state(loop.learner) == before
     assert (loop.checkpoint.totals["answered"], loop.checkpoint.totals["batches"]) == (1, 20)
+
+
+def test_an_unlabelled_record_before_anything_was_learnt_is_put_aside() -> None:
+    loop, stage = loop_over([])
+    [batch] = tiny.permuted(0)(1)
+    loop.apply(record(0, wire.encode_arrow(batch.x)))
+    headers = dict(stage.sent(".dlq")[0][3])
+    assert headers["reason"] == b"no-mask"
+    assert b"nothing has been learnt yet" in headers["error"]
+    assert not stage.sent(".predictions")
 
 
 def test_a_batch_without_room_is_handed_on_as_it_came() -> None:
