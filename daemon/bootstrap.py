@@ -99,6 +99,7 @@ def _with_servers(stack: ExitStack, settings: Settings, announce: Callable[[str]
     announce(f"Kafka at {servers.kafka}, Redis at {servers.redis_url}, data in {settings.state_dir}")
     announce(f"publish:  supsup-daemon publish --kafka {servers.kafka} --topic {settings.topic[0]}")
     announce(f"look:     supsup-daemon masks list --redis {servers.redis_url} --bank {settings.bank}")
+    announce(f"or:       {servers.redis_cli} -p {servers.redis.port} HGETALL 'supsup:{{{settings.bank}}}:stats:0'")
     changed = {
         "kafka": (servers.kafka,),
         "redis": servers.redis_url,

@@ -86,10 +86,10 @@ def start(**_: Any) -> None:
 
     It stops on SIGTERM or Ctrl-C after the batch in hand, with everything committed; a second signal ends it at once.
     """
-    from daemon import bootstrap  # noqa: PLC0415 - see above
-
     settings = options.current_settings()
     logs.configure(settings.log_format, settings.log_level)
+    from daemon import bootstrap  # noqa: PLC0415 - see above; a mistake in the settings is told at once
+
     bootstrap.run_trainer(settings, announce=lambda line: click.echo(line, err=True))
 
 

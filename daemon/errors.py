@@ -2,12 +2,13 @@
 
 SupsupError (supsup_online.errors)
 ├── BadBatchError          -> dead-letter topic, the stream goes on
-└── StopError              -> the daemon stops with `exit_code`; nothing is lost, the stream is replayed
-├── ConfigError          2  settings: unknown, missing or contradictory
-├── UnavailableError     69 Kafka or Redis cannot be reached
-├── BankMismatchError    65 the bank in Redis was made with another spec, or its bytes are damaged
-├── FencedError          75 another trainer has taken over the bank
-└── LostGroundError      66 the position lies outside the log: records are gone, or the topic is another one
+└── StopError            1 the daemon stops with `exit_code`; nothing is lost, the stream is replayed
+├── ConfigError      2 settings: unknown, missing or contradictory
+├── BankMismatchError 65 the bank in Redis was made with another spec, or its bytes are damaged
+├── LostGroundError  66 a log or a Redis that no longer holds what was read or committed
+├── UnavailableError 69 Kafka or Redis cannot be reached
+│   └── EmbeddedError 69 the embedded servers cannot run here
+└── FencedError      75 another trainer has taken over the bank
 """
 
 from enum import IntEnum
@@ -64,6 +65,6 @@ class FencedError(StopError):
 
 
 class LostGroundError(StopError):
-    """The stored position lies outside what the log holds."""
+    """The stored position lies outside what the log holds, or Redis has lost commits."""
 
     exit_code = ExitCode.LOST_GROUND

@@ -217,9 +217,8 @@ class KafkaSource:
                 would lose it.
         """
         try:
-            fetched: dict[TopicPartition, list[Any]] = self._consumer.poll(
-                timeout_ms=int(min(timeout_s, POLL_LIMIT_S) * 1000)
-            )
+            wait_ms = int(min(timeout_s, POLL_LIMIT_S) * 1000)
+            fetched: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=wait_ms)
         except CorruptRecordError as error:
             places = ", ".join(f"{p.topic}:{p.partition} from {offset}" for p, offset in sorted(self._next.items()))
             raise StopError(

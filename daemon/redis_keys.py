@@ -1,15 +1,12 @@
 """Every Redis key in one place; the schema. `{bank}` is a cluster hash tag, so one bank lives on one node.
 
-supsup:{bank}:spec                          hash    the bank's spec as text, the weights' fingerprint (sha256);
-written once
+supsup:{bank}:spec                          hash    the spec as text, and the weights' fingerprint (sha256)
 supsup:{bank}:version                       string  whole number, rises by one with every commit
 supsup:{bank}:index                         zset    mask id -> bank version of its last change
 supsup:{bank}:mask:<id>                     string  the mask (`supsup_online.codec`, "SSMK")
 supsup:{bank}:stats:<id>                    hash    numbers of a mask as plain text
-supsup:{bank}:state:<id>                    string  scores and optimiser state ("SSHS"); only while the mask is
-hot
-supsup:{bank}:progress:<topic>:<partition>  hash    next offset, log id, and a field `stream:<name>` (JSON) per
-stream
+supsup:{bank}:state:<id>                    string  scores and optimiser state ("SSHS"), while the mask is hot
+supsup:{bank}:progress:<topic>:<partition>  hash    next offset, log id, a field `stream:<name>` (JSON) per stream
 supsup:{bank}:totals                        hash    counters of the whole bank: steps, next_id, samples, ...
 supsup:{bank}:lease                         hash    fencing epoch, owner, id of the newest commit
 supsup:{bank}:events                        stream  commit, allocate, reuse, over-budget; capped

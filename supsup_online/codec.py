@@ -6,8 +6,7 @@ A mask (what a replica reads; 39,440 bytes for LeNet 300-100 with 500 outputs):
     0       4            magic "SSMK"
     4       1            format, 1
     5       3            zero
-    8       16           architecture hash: first 16 bytes of sha256 over the layer shapes
-    (`Network.architecture_hash`)
+    8       16           `Network.architecture_hash`: first 16 bytes of sha256 over the layer shapes
     24      8            P, number of weights
     32      ceil(P / 8)  bit i of the mask is bit i % 8 (least significant first) of byte i // 8; bits past P are zero
     end-8   8            checksum: first 8 bytes of sha256 over all bytes before

@@ -38,9 +38,7 @@ class RuleSettings:
         epsilon: allocate when k * max(nu) < 1 + epsilon (one-shot rules; the paper's 1/8).
         objective: H or G (one-shot rules).
         rows: samples of the batch that all masks are ranked on; the best few then see the whole batch.
-        settled: batches before a mask may be reused by a stream other than the one that is training it, while there
-            is
-            room for another: in its first
+        settled: batches before a mask may be reused by a stream other than the one that trains it: in its first
             batches a mask learns what all tasks have in common, so its loss cannot tell them apart.
         superposed: fewest masks in a superposition; untrained pads fill up (one-shot rules).
         familiar: margin of `allocation.familiar` (exact rule).

@@ -90,7 +90,7 @@ class TopK:
 
         The gap of b/2 is deliberate. The first steps of a fresh Adam move every score by the full learning rate,
         whatever its gradient; across a gap they change no mask bit until the moments mean something. Without it a
-        returning task loses several points of accuracy at first (docs/design-notes.md has the measurement).
+        returning task loses several points of accuracy at first (measured in docs/performance.md).
         """
         return torch.where(mask, bound * (1 + unit), bound * 0.5 * unit) * sign
 

@@ -107,7 +107,7 @@ class SupsupClassifier(base.MiniBatchClassifier):  # type: ignore[misc]  # river
     superposed: int = 5
     familiar: float = 0.25
     tolerance: float = 6.0
-    margin: float = 0.1
+    margin: float = 0.2
     decision_every: int = 100
     detector: DetectorName = "page-hinkley"
     hot_masks: int = 8

@@ -8,9 +8,8 @@ reads it batch by batch, and a reuse is believed only when it stays within a tol
     scale    = max( sqrt(variance / rows), margin * (chance - mean) / tolerance )
 
 The first term is the standard error of a batch of that many rows. The second keeps a mask that has become very sure
-of
-itself from crying wolf: a batch is within `tolerance` at least as long as it gives up no more than `margin` of what
-the mask has learnt (chance = ln classes is the loss of knowing nothing).
+of itself from crying wolf: a batch is within `tolerance` at least as long as it gives up no more than `margin` of
+what the mask has learnt (chance = ln classes is the loss of knowing nothing).
 """
 
 import math

@@ -10,7 +10,7 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaError
 
-from daemon_process import SMALL, here, run, trainer
+from daemon_process import SMALL, here, trainer
 from servers import create_topic, wait_until
 from stage import Stage
 from streams import labelled, publish
@@ -40,7 +40,7 @@ def test_another_banks_spec_ends_with_65_and_names_each_field(stage: Stage, tmp_
     before = stage.contents(bank)
 
     other = ("--seed=7", "--classes=5", "--keep-fraction=0.3", "--input-shape=4x16")
-    ended = run("start", *stage.arguments(bank, topic), *QUICK, *other)
+    ended = here("start", *stage.arguments(bank, topic), *QUICK, *other)
     assert ended.code == 65
     for difference in ("weight_seed: 7, 0", "classes: 5, 4", "keep_fraction: 0.3, 0.5", "input_shape: (4, 16), (8, 8)"):
         assert difference in ended.stderr

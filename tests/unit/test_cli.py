@@ -8,7 +8,7 @@ import pytest
 
 from daemon import bootstrap, cli, embedded, errors
 from daemon.errors import ExitCode, StopError
-from daemon_process import here
+from daemon_process import here, run
 from supsup_online import __version__
 from supsup_online.errors import DataError, SupsupError
 
@@ -48,6 +48,13 @@ def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
     ended = here(*arguments)
     assert ended.code == ExitCode.USAGE
     assert ended.stderr.startswith("Usage: ")
+    assert ended.stdout == ""
+
+
+def test_the_exit_code_reaches_the_shell() -> None:
+    ended = run("start", "--classes=ten")
+    assert ended.code == ExitCode.USAGE
+    assert ended.stderr.startswith("error: --classes (flag): ")
     assert ended.stdout == ""
 
 
