@@ -119,6 +119,8 @@ def show(learner: OnlineLearner, given: argparse.Namespace) -> None:
     print("| per batch | ms | over the training step |\n|---|---|---|")
     for name in ("training", "decode", "decide", "commit", "log"):
         print(f"| {name} | {per_batch[name]:.3f} | {per_batch[name] / per_batch['training']:.2f} |")
+    named = per_batch["decode"] + per_batch["decide"] + per_batch["commit"]
+    print(f"| decode, decide and commit | {named:.3f} | {named / per_batch['training']:.2f} |")
     print(f"| all outside the training step | {outside:.3f} | {outside / per_batch['training']:.2f} |")
     print(f"| floor: bare matrix products | {floor:.3f} | {floor / per_batch['training']:.2f} |")
     results = Path(__file__).with_name("results")

@@ -52,11 +52,12 @@ def run(*arguments: object, stdin: str = "", timeout_s: float = 90.0) -> Ended:
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
-def here(*arguments: object, **variables: str) -> Ended:
+def here(*arguments: object, stdin: str = "", **variables: str) -> Ended:
     """`supsup-daemon ARGUMENTS` through its entry point, but in this process: a start costs no five seconds."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
         patch.object(sys, "argv", ["supsup-daemon", *map(str, arguments)]),
+        patch.object(sys, "stdin", io.StringIO(stdin)),
         patch.dict(os.environ, clean_environment(**variables), clear=True),
         redirect_stdout(stdout),
         redirect_stderr(stderr),

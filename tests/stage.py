@@ -9,7 +9,7 @@ from redis import Redis
 from servers import create_topic, delete_topics
 
 # Joining a group takes the embedded broker two thirds of the session timeout; Apache Kafka takes none under 6 s.
-SESSION_S = 10.0 if os.environ.get("SUPSUP_TEST_KAFKA") else 2.0
+SESSION_S = 10.0 if os.environ.get("SUPSUP_TEST_KAFKA") else 1.0
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """A producer that shares no code with the project, on data the project never saw."""
 
+import importlib.util
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +19,10 @@ JSON_PRODUCER = """
 import json, sys
 import numpy as np
 from kafka import KafkaProducer
-from sklearn.datasets import load_digits
 
-kafka, topic = sys.argv[1:]
-x, y = load_digits(return_X_y=True)                       # 1797 digits of 8 x 8, grey values from 0 to 16
+kafka, topic, data = sys.argv[1:]
+table = np.loadtxt(f"{data}/digits.csv.gz", delimiter=",")          # 1797 digits of 8 x 8, grey values from 0 to 16
+x, y = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 rng = np.random.default_rng(0)
 producer = KafkaProducer(bootstrap_servers=kafka)
 for epoch in range(3):
@@ -34,10 +36,10 @@ ARROW_PRODUCER = """
 import sys
 import numpy as np, pyarrow as pa
 from kafka import KafkaProducer
-from sklearn.datasets import load_wine
 
-kafka, topic = sys.argv[1:]
-x, y = load_wine(return_X_y=True)                         # 178 wines, 13 measurements, 3 growers
+kafka, topic, data = sys.argv[1:]
+table = np.loadtxt(f"{data}/wine_data.csv", delimiter=",", skiprows=1)  # 178 wines, 13 measurements, 3 growers
+x, y = table[:, :-1], table[:, -1].astype(int)
 x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
 rng = np.random.default_rng(0)
 producer = KafkaProducer(bootstrap_servers=kafka)
@@ -53,6 +55,9 @@ for _ in range(100):
     producer.send(topic, sink.getvalue().to_pybytes(), headers=[header])
 producer.close()
 """
+
+# The tables that come with scikit-learn; importing it to read two files would take longer than all the rest.
+DATA = Path(importlib.util.find_spec("sklearn").submodule_search_locations[0]) / "datasets" / "data"
 
 PROOF = """
 shared = {name.partition(".")[0] for name in sys.modules} & {"daemon", "supsup_online"}
@@ -77,7 +82,8 @@ def banks(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
             directory = tmp_path_factory.mktemp("any-producer")
             script = directory / "producer.py"
             script.write_text(producer + PROOF)
-            publishing = subprocess.Popen([sys.executable, script, stage.kafka, topic], env=clean_environment())
+            command = [sys.executable, script, stage.kafka, topic, DATA]
+            publishing = subprocess.Popen(command, env=clean_environment())
             stack.callback(publishing.kill)
             arguments = (*stage.arguments(names[producer], topic), *flags, "--threads=1")
             trainers[producer] = stack.enter_context(trainer(*arguments, directory=directory, ready=False)), publishing

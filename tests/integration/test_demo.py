@@ -6,7 +6,7 @@ import pytest
 
 from daemon_process import Ended, run
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 TASKS, BATCHES = 3, 240
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from daemon_process import Ended, Trainer, here, run, trainer
+from daemon_process import Ended, Trainer, here, trainer
 from servers import wait_until
 from streams import read
 from supsup_online import wire
@@ -88,7 +88,7 @@ def everything(redis: Redis) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
     directory = tmp_path_factory.mktemp("embedded")
-    start = (*OPTIONS, "--embedded", "--state-dir=state")
+    start = (*OPTIONS, "--embedded", "--state-dir=state", "--session-timeout-s=1")
     npz = directory / "more.npz"
     rng = np.random.default_rng(1)
     np.savez(npz, x=rng.integers(0, 256, (2 * ROWS + 10, 28, 28), dtype=np.uint8), y=rng.integers(0, 10, 2 * ROWS + 10))
@@ -111,7 +111,7 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
             between = everything(redis)
             lines = [wire.encode_json(rng.integers(0, 256, (3, 784), dtype=np.uint8), np.array([1, 2, 3]))] * 2
             stdin = b"\n\n".join(lines).decode()
-            published["stdin"] = run("publish", f"--kafka={again.kafka}", "--topic=digits", "--json", "-", stdin=stdin)
+            published["stdin"] = here("publish", f"--kafka={again.kafka}", "--topic=digits", "--json", "-", stdin=stdin)
             question = directory / "question.jsonl"
             question.write_text(json.dumps({"x": [[0] * 784], "dtype": "uint8"}) + "\n")
             published["question"] = here(
