@@ -25,7 +25,6 @@ from supsup_online.errors import SpecError
 FALLING: Final = 0.5
 RISING: Final = 0.2
 SCATTER: Final = 0.1  # of the variance, which should not follow every batch
-_FULL_ROWS: Final = 128  # a batch of fewer rows says less about the level, so it counts for less
 _TINY: Final = 1e-6
 
 
@@ -62,8 +61,7 @@ class RunningLoss:
         """
         mean, variance = moments(losses)
         first = not self.batches
-        says = min(1.0, math.sqrt(len(losses) / _FULL_ROWS))
-        weight = 1.0 if first else 1.0 - (1.0 - (FALLING if mean < self.mean else RISING)) ** says
+        weight = 1.0 if first else FALLING if mean < self.mean else RISING
         # A batch above the level shows how batches scatter; one below it shows that the mask learns.
         scatter = variance if first else variance + max(mean - self.mean, 0.0) ** 2
         self.variance += max(1.0 / (self.batches + 1), SCATTER) * (scatter - self.variance)

@@ -8,10 +8,18 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from redis import Redis
 
 from daemon.embedded import EmbeddedBroker, EmbeddedRedis
 from servers import create_topic, delete_topics
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_come() -> Iterator[None]:
+    """Commands run in this process set up logs; the next test starts from structlog's own defaults."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

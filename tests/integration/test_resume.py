@@ -20,7 +20,7 @@ GARBAGE = Outgoing(b"neither Arrow nor JSON")
 KEYS = (b"left", b"right \xff", None)
 INTERRUPTIONS = (72, 342)  # within the third visit, and while three streams take turns
 AHEAD = 60  # records that lie ready when the signal comes
-OPTIONS = ("--hot-masks=3", "--budget=5", "--over-budget=evict", "--decision-every=40", "--commit-every=25", *SMALL)
+OPTIONS = ("--hot-masks=3", "--budget=5", "--over-budget=evict", "--decision-every=20", "--commit-every=25", *SMALL)
 
 
 def the_stream() -> list[Outgoing]:
@@ -71,6 +71,17 @@ def test_the_interrupted_run_ends_with_the_same_bytes(outcome: Outcome) -> None:
     expected = outcome.stage.contents(outcome.undisturbed)
     assert {"spec", "totals", f"progress:{outcome.topic}:0"} < expected.keys()
     assert outcome.stage.contents(outcome.interrupted) == expected
+
+
+def test_the_interrupted_run_makes_the_same_decisions_at_the_same_records(outcome: Outcome) -> None:
+    def decisions(bank: str) -> list[tuple[bytes, ...]]:
+        events = [fields for _, fields in outcome.stage.redis.xrange(outcome.stage.key(bank, "events"))]
+        told = (b"offset", b"type", b"why", b"mask", b"previous", b"evicted", b"candidates")
+        return [tuple(fields[name] for name in told) for fields in events if fields[b"type"] != b"commit"]
+
+    expected = decisions(outcome.undisturbed)
+    assert {why for _, _, why, *_ in expected} == {b"start", b"window", b"drift"}
+    assert decisions(outcome.interrupted) == expected
 
 
 def test_it_was_interrupted_in_the_middle_of_things(outcome: Outcome) -> None:

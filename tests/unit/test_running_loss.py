@@ -42,13 +42,6 @@ def test_a_better_batch_is_believed_sooner_than_a_worse_one(batches):
     assert better.batches == worse.batches == batches + 1
 
 
-def test_a_batch_of_few_rows_moves_the_level_less():
-    few, many = settled(2.0, 0.0, 10), settled(2.0, 0.0, 10)
-    few.observe(losses(1.0, rows=2))
-    many.observe(losses(1.0, rows=128))
-    assert many.mean < few.mean < 2.0
-
-
 def test_a_rise_between_batches_counts_as_scatter_and_a_fall_does_not():
     rising, falling = settled(2.0, 0.5, 10), settled(2.0, 0.5, 10)
     before = rising.variance
