@@ -232,9 +232,9 @@ class Checkpointer:
         offset = start
         with reading(self._progress_key(partition)):
             self._take_over_streams(partition, stored)
-            if stored and stored.get("log", "") == log:
+            if stored and stored.get("log", log) == log:  # a person who sets a position need not know the log's id
                 offset = int(stored["offset"])
-        if stored and stored.get("log", "") != log and not self.new_log_is_fine:
+        if stored and stored.get("log", log) != log and not self.new_log_is_fine:
             raise LostGroundError(_OTHER_LOG.format(partition=partition, key=self._progress_key(partition)))
         if offset < start:
             raise LostGroundError(

@@ -1,14 +1,15 @@
 """Errors of the process, grouped by what happens next, and the exit codes people and supervisors see.
 
 SupsupError (supsup_online.errors)
-├── BadBatchError          -> dead-letter topic, the stream goes on
-└── StopError            1 the daemon stops with `exit_code`; nothing is lost, the stream is replayed
-├── ConfigError      2 settings: unknown, missing or contradictory
-├── BankMismatchError 65 the bank in Redis was made with another spec, or its bytes are damaged
-├── LostGroundError  66 a log or a Redis that no longer holds what was read or committed
-├── UnavailableError 69 Kafka or Redis cannot be reached
-│   └── EmbeddedError 69 the embedded servers cannot run here
-└── FencedError      75 another trainer has taken over the bank
+├── BadBatchError           -> dead-letter topic, the stream goes on
+└── StopError            1  the daemon stops with `exit_code`; nothing is lost, the stream is replayed
+    ├── UnreadableError  1  a record that the Kafka client itself cannot read
+    ├── ConfigError      2  settings: unknown, missing or contradictory
+    ├── BankMismatchError 65 the bank in Redis was made with another spec, or its bytes are damaged
+    ├── LostGroundError  66 a log or a Redis that no longer holds what was read or committed
+    ├── UnavailableError 69 Kafka or Redis cannot be reached
+    │   └── EmbeddedError 69 the embedded servers cannot run here
+    └── FencedError      75 another trainer has taken over the bank
 """
 
 from enum import IntEnum
@@ -40,6 +41,10 @@ class ConfigError(StopError):
     """Settings that cannot be used."""
 
     exit_code = ExitCode.USAGE
+
+
+class UnreadableError(StopError):
+    """A record that the Kafka client itself cannot read: nobody but a person may skip it."""
 
 
 class UnavailableError(StopError):

@@ -29,7 +29,7 @@ from kafka.errors import (
 from kafka.structs import OffsetAndMetadata
 
 from daemon.checkpoint import Partition, Position
-from daemon.errors import ConfigError, LostGroundError, StopError, UnavailableError
+from daemon.errors import ConfigError, LostGroundError, StopError, UnavailableError, UnreadableError
 
 log = structlog.get_logger()
 
@@ -213,15 +213,15 @@ class KafkaSource:
         """One poll of the client.
 
         Raises:
-            StopError: a record that the client itself cannot read; waiting would not help, and skipping it unasked
-                would lose it.
+            UnreadableError: a record that the client itself cannot read; waiting would not help, and skipping it
+                unasked would lose it.
         """
         try:
             wait_ms = int(min(timeout_s, POLL_LIMIT_S) * 1000)
             fetched: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=wait_ms)
         except CorruptRecordError as error:
             places = ", ".join(f"{p.topic}:{p.partition} from {offset}" for p, offset in sorted(self._next.items()))
-            raise StopError(
+            raise UnreadableError(
                 f"the Kafka client cannot read a record ({error}); it lies behind one of: {places}. To skip it, set "
                 "`offset` in that partition's progress hash in Redis to the offset behind it, and start again."
             ) from error

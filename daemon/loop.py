@@ -16,7 +16,7 @@ import stamina
 import structlog
 
 from daemon.checkpoint import Checkpointer, Partition
-from daemon.errors import UnavailableError
+from daemon.errors import UnavailableError, UnreadableError
 from daemon.kafka_source import KEPT_OF_OVERSIZED, Headers, KafkaSource, Record, SideTopics
 from daemon.observe import Observer
 from supsup_online import wire
@@ -148,6 +148,9 @@ class TrainerLoop:
         """Poll, and bear with a broker that is away for a while."""
         try:
             records = self.source.poll(self)
+        except UnreadableError:
+            self.commit()  # whoever moves the position over that record must not lose those before it
+            raise
         except UnavailableError as error:
             now = time.monotonic()
             self._unreachable_since = self._unreachable_since or now

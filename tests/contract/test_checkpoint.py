@@ -240,6 +240,11 @@ def test_the_same_log_goes_on_at_the_stored_offset(committed: Run) -> None:
     assert reassign(committed, LOG, 5) == 5
 
 
+def test_a_position_set_by_a_person_needs_no_log_id(open_run: Callable[..., Run]) -> None:
+    run = open_run()
+    assert run.checkpoint.assign(Partition("digits", 1), {"offset": "42"}, LOG, 0) == 42
+
+
 def test_records_lost_to_retention_are_counted(committed: Run) -> None:
     with pytest.raises(LostGroundError, match="retention has removed 2 records that were never trained"):
         reassign(committed, LOG, 7)

@@ -78,6 +78,7 @@ def test_the_exit_codes_are_the_documented_ones() -> None:
     assert codes == {
         "StopError": 1,
         "ConfigError": 2,
+        "UnreadableError": 1,
         "BankMismatchError": 65,
         "LostGroundError": 66,
         "UnavailableError": 69,

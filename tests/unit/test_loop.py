@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.checkpoint import Checkpointer, Partition, Position
-from daemon.errors import FencedError, UnavailableError
+from daemon.errors import FencedError, UnavailableError, UnreadableError
 from daemon.kafka_source import Headers, Record
 from daemon.loop import StopRequest, TrainerLoop
 from daemon.redis_keys import BankKeys
@@ -167,6 +167,13 @@ def test_patience_with_a_broker_counts_from_its_last_answer(monkeypatch: pytest.
         loop.run()
     assert loop.checkpoint.totals["records"] == 1
     assert "commit" not in stage.steps(), "whoever gives up commits nothing"
+
+
+def test_what_lies_before_an_unreadable_record_is_committed_before_the_end() -> None:
+    loop, stage = loop_over([[record(0), record(1)], UnreadableError("behind digits:0 from 2")])
+    with pytest.raises(UnreadableError):
+        loop.run()
+    assert stage.diary[-2:] == [("commit", "1:2"), ("group", 2)]
 
 
 def test_a_commit_is_tried_again_while_redis_is_away() -> None:
