@@ -158,7 +158,7 @@ def test_a_killed_guard_takes_its_server_along(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as server:
         os.kill(server.guard_pid, signal.SIGKILL)
         all_gone([server.pid])
-        assert not server.is_running
+        wait_until(lambda: not server.is_running, "the guard is reaped")
 
 
 def test_sigterm_to_the_guard_stops_the_server(tmp_path: Path) -> None:
