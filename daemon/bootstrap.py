@@ -14,9 +14,10 @@ from daemon import kafka_source, redis_store
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
 from daemon.errors import ConfigError
-from daemon.kafka_source import KafkaSettings, KafkaSource, SideTopics
+from daemon.kafka_source import KafkaSettings, KafkaSource
 from daemon.loop import DEAD_LETTER, OVERFLOW, PREDICTIONS, StopRequest, TrainerLoop
 from daemon.settings import Settings
+from daemon.side_topics import SideTopics
 from supsup_online import __version__
 from supsup_online.errors import SpecError
 from supsup_online.learner import OnlineLearner

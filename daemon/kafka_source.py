@@ -1,4 +1,4 @@
-"""Kafka behind one adapter: records in from known positions, records out to side topics.
+"""Kafka behind one adapter: records in, from known positions. The way out is `side_topics`.
 
 Positions live in Redis, with the state they belong to. Kafka's own group offsets are written after the fact for lag
 tools and never read. So a newly assigned partition is first positioned, and only then believed: whatever the client
@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any, Final, Protocol
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import (
     AuthorizationError,
@@ -21,28 +21,21 @@ from kafka.errors import (
     InvalidSessionTimeoutError,
     InvalidTopicError,
     KafkaError,
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
     TopicAlreadyExistsError,
     UnsupportedVersionError,
 )
 from kafka.structs import OffsetAndMetadata
 
 from daemon.checkpoint import Partition, Position
-from daemon.errors import ConfigError, LostGroundError, StopError, UnavailableError, UnreadableError
+from daemon.errors import ConfigError, LostGroundError, UnavailableError, UnreadableError
 
 log = structlog.get_logger()
 
 POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-python has no wakeup()
 _POLL_RECORDS: Final = 64
 
-KEPT_OF_OVERSIZED: Final = 1024  # bytes of a value, or of a header, that is too large to be kept
-_KEPT_HEADERS: Final = 16  # the newest: those that say where a record came from and why
-_TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 # Errors that no waiting mends.
 _REFUSALS: Final = (AuthorizationError, InvalidSessionTimeoutError, InvalidTopicError, UnsupportedVersionError)
-
-Headers = list[tuple[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,93 +73,6 @@ class KafkaSettings:
     connect_timeout_s: float
 
 
-class SideTopics:
-    """Sends records to dead-letter, overflow and prediction topics and waits for the broker before a commit.
-
-    A record that came in compressed may be more than the broker takes when it goes out, so it is compressed again.
-    """
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        with _reachable(settings):
-            self._producer = KafkaProducer(
-                bootstrap_servers=list(settings.servers),
-                acks="all",
-                compression_type="gzip",
-                # To an idempotent producer one record that is too large is the end. Copies are possible anyway: whoever
-                # dies between sending and committing sends again.
-                enable_idempotence=False,
-                max_in_flight_requests_per_connection=1,
-                max_request_size=2**31 - 1,  # the broker's own limit counts
-                max_block_ms=int(settings.connect_timeout_s * 1000),
-                bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
-            )
-        self._sent: list[_Sent] = []
-
-    def send(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, *, may_be_cut: bool = False
-    ) -> None:
-        """Hand a record to the producer; `wait` tells when the broker has it.
-
-        Args:
-            topic: where to.
-            key: the record's key.
-            value: the record's value.
-            headers: the record's headers.
-            may_be_cut: a record the broker refuses as too large is sent again with its beginning alone.
-        """
-        if key is None and value is None:
-            value = b""  # Kafka takes a record of neither, kafka-python does not
-        with _broker():
-            future = self._producer.send(topic, value=value, key=key, headers=headers)
-        self._sent.append(_Sent(topic, key, value, headers, may_be_cut, future))
-
-    def wait(self, timeout_s: float = 60.0) -> None:
-        """Return once everything sent is acknowledged.
-
-        Raises:
-            UnavailableError: the broker did not acknowledge; the commit must not happen.
-            StopError: it refuses a record that must arrive whole.
-        """
-        if not self._sent:
-            return
-        with _broker():
-            self._producer.flush(timeout=timeout_s)
-            for sent in self._sent:
-                try:
-                    sent.future.get(timeout=timeout_s)
-                except _TOO_LARGE:
-                    self._send_beginning(sent).get(timeout=timeout_s)
-        self._sent.clear()
-
-    def _send_beginning(self, sent: "_Sent") -> Any:
-        size = len(sent.value or b"")
-        if not sent.may_be_cut:
-            raise StopError(
-                f"the broker refuses a record of {size} bytes for {sent.topic} as too large: raise max.message.bytes "
-                "of that topic (kafka-configs --alter) and start again"
-            )
-        headers = [(name, value[:KEPT_OF_OVERSIZED]) for name, value in sent.headers[-_KEPT_HEADERS:]]
-        headers.append(("truncated-from", str(size).encode()))
-        log.warning("record.truncated", topic=sent.topic, bytes=size)
-        return self._producer.send(sent.topic, value=(sent.value or b"")[:KEPT_OF_OVERSIZED], headers=headers)
-
-    def close(self) -> None:
-        """Close without waiting for what was not acknowledged: it is not committed either."""
-        self._producer.close(timeout=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A record on its way."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    may_be_cut: bool
-    future: Any
-
-
 class KafkaSource:
     """The trainer's consumer: subscribed from the start, positioned partition by partition as they are assigned."""
 
@@ -174,7 +80,7 @@ class KafkaSource:
         self._settings = settings
         self._notes = _RebalanceNotes()
         self._next: dict[TopicPartition, int] = {}
-        with _reachable(settings):
+        with reachable(settings):
             self._consumer = KafkaConsumer(
                 bootstrap_servers=list(settings.servers),
                 bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
@@ -197,7 +103,7 @@ class KafkaSource:
             LostGroundError: a stored position no longer fits the log.
             UnavailableError: the broker is away (poll again: the client reconnects).
         """
-        with _broker():
+        with answering():
             fetched = self._fetch(timeout_s)
             try:
                 moved = self._apply_rebalance(progress)
@@ -220,6 +126,8 @@ class KafkaSource:
             wait_ms = int(min(timeout_s, POLL_LIMIT_S) * 1000)
             fetched: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=wait_ms)
         except CorruptRecordError as error:
+            if self._notes.pending:
+                return {}  # read before the position is known, perhaps long before it: place the partition first
             places = ", ".join(f"{p.topic}:{p.partition} from {offset}" for p, offset in sorted(self._next.items()))
             raise UnreadableError(
                 f"the Kafka client cannot read a record ({error}); it lies behind one of: {places}. To skip it, set "
@@ -335,6 +243,12 @@ class _RebalanceNotes(ConsumerRebalanceListener):  # type: ignore[misc]
         with self._lock:
             self._given |= set(assigned)
 
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to act on."""
+        with self._lock:
+            return bool(self._taken or self._given)
+
     def take(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
         """Partitions (revoked, assigned) since the last call."""
         with self._lock:
@@ -355,12 +269,12 @@ def create_topics(settings: KafkaSettings, topics: Iterable[str], partitions: in
     Raises:
         UnavailableError: the broker is away or does not allow it.
     """
-    with _reachable(settings):
+    with reachable(settings):
         admin = KafkaAdminClient(
             bootstrap_servers=list(settings.servers), bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000)
         )
     try:
-        with _broker():
+        with answering():
             for topic in sorted(set(topics) - set(admin.list_topics())):
                 with contextlib.suppress(TopicAlreadyExistsError):
                     admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1)])
@@ -380,7 +294,8 @@ def log_id(settings: KafkaSettings, topic: str) -> str:
 
 
 @contextlib.contextmanager
-def _reachable(settings: KafkaSettings) -> Iterator[None]:
+def reachable(settings: KafkaSettings) -> Iterator[None]:
+    """Turn the errors of a first contact into ours."""
     try:
         yield
     except (KafkaError, OSError) as error:
@@ -391,7 +306,8 @@ def _reachable(settings: KafkaSettings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _broker() -> Iterator[None]:
+def answering() -> Iterator[None]:
+    """Turn the errors of later requests into ours."""
     try:
         yield
     except _REFUSALS as error:

@@ -17,8 +17,9 @@ import structlog
 
 from daemon.checkpoint import Checkpointer, Partition
 from daemon.errors import UnavailableError, UnreadableError
-from daemon.kafka_source import KEPT_OF_OVERSIZED, Headers, KafkaSource, Record, SideTopics
+from daemon.kafka_source import KafkaSource, Record
 from daemon.observe import Observer
+from daemon.side_topics import KEPT_OF_OVERSIZED, Headers, SideTopics
 from supsup_online import wire
 from supsup_online.errors import BadBatchError
 from supsup_online.learner import OnlineLearner

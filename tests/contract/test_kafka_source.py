@@ -14,7 +14,8 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from daemon.checkpoint import Partition, Position
 from daemon.errors import StopError, UnavailableError
-from daemon.kafka_source import KafkaSettings, KafkaSource, Record, SideTopics, create_topics, log_id
+from daemon.kafka_source import KafkaSettings, KafkaSource, Record, create_topics, log_id
+from daemon.side_topics import SideTopics
 from servers import create_topic, delete_topics
 from stage import SESSION_S
 from streams import Outgoing, publish, read

@@ -4,6 +4,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,32 @@ def deleted_before(stage: Stage, topic: str, offset: int) -> bool:
         return True
     finally:
         admin.close()
+
+
+class NoText(str):
+    """A header name that kafka-python takes for text, and sends as bytes that are none."""
+
+    __slots__ = ()
+
+    def encode(self, *_: str) -> bytes:
+        """Bytes that no decoder takes."""
+        return b"\xff\xfe"
+
+
+def test_a_record_the_client_cannot_read_is_named_and_a_person_can_skip_it(stage: Stage) -> None:
+    bank, topic = stage.new_bank(), stage.new_topic()
+    publish(stage.kafka, topic, [labelled(0, 0)])
+    publish(stage.kafka, topic, [replace(labelled(0, 1), headers=[(NoText("x"), b"v")])])
+    publish(stage.kafka, topic, [labelled(0, 2)])
+    ended = here("start", *stage.arguments(bank, topic), *QUICK)
+    assert ended.code == 1
+    assert "the Kafka client cannot read a record ([Error 2] CorruptRecordError" in ended.stderr
+    assert f"it lies behind one of: {topic}:0 from 1." in ended.stderr
+    assert stage.totals(bank)["batches"] == 1, "what lies before it is kept"
+
+    stage.redis.hset(stage.key(bank, f"progress:{topic}:0"), "offset", 2)
+    assert here("start", *stage.arguments(bank, topic), *QUICK).code == 0, "the advice helps"
+    assert stage.totals(bank)["batches"] == 2
 
 
 def test_retention_that_overtakes_a_running_trainer_is_noticed(stage: Stage, tmp_path: Path) -> None:

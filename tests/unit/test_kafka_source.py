@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from kafka import TopicPartition
-from kafka.errors import KafkaConnectionError, KafkaError
+from kafka.errors import CorruptRecordError, KafkaConnectionError, KafkaError
 
 from daemon import kafka_source
 from daemon.checkpoint import Partition
-from daemon.errors import LostGroundError, UnavailableError
+from daemon.errors import LostGroundError, UnavailableError, UnreadableError
 from daemon.kafka_source import KafkaSettings, KafkaSource, Record
 
 SETTINGS = KafkaSettings(("k:1",), ("t",), "g", 2**20, 10.0, 60.0, 1.0)
@@ -194,6 +194,24 @@ def test_a_poll_that_fails_is_an_answer_for_later(source: KafkaSource) -> None:
     with pytest.raises(UnavailableError, match="Kafka does not answer"):
         source.poll(notes)
     assert offsets(source.poll(notes)) == [0, 1]
+
+
+def test_an_unreadable_record_far_before_the_position_is_no_matter(source: KafkaSource) -> None:
+    # Until it is told the position, the client reads from the start of the log.
+    source._consumer.assign(P0)
+    source._consumer.polls_that_fail = [CorruptRecordError()]
+    notes = Notes({0: 7})
+    assert source.poll(notes) == []
+    assert offsets(source.poll(notes)) == [7, 8]
+
+
+def test_an_unreadable_record_behind_the_position_is_told_with_its_place(source: KafkaSource) -> None:
+    source._consumer.assign(P0)
+    notes = Notes({0: 7})
+    source.poll(notes)
+    source._consumer.polls_that_fail = [CorruptRecordError()]
+    with pytest.raises(UnreadableError, match=r"lies behind one of: t:0 from 7\. To skip it"):
+        source.poll(notes)
 
 
 def test_caught_up_means_every_assigned_partition(source: KafkaSource) -> None:

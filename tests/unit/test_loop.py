@@ -9,10 +9,11 @@ import pytest
 
 from daemon.checkpoint import Checkpointer, Partition, Position
 from daemon.errors import FencedError, UnavailableError, UnreadableError
-from daemon.kafka_source import Headers, Record
+from daemon.kafka_source import Record
 from daemon.loop import StopRequest, TrainerLoop
 from daemon.redis_keys import BankKeys
 from daemon.redis_store import CommitPlan
+from daemon.side_topics import Headers
 from supsup_online import wire
 from unit import tiny
 
