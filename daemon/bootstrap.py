@@ -1,8 +1,6 @@
 """The one composition root: settings in, a running trainer out. Clients are built here and nowhere else."""
 
-import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
@@ -11,13 +9,16 @@ import structlog
 import torch
 
 from daemon import kafka_source, redis_store
+from daemon.apply import DEAD_LETTER, OVERFLOW, PREDICTIONS, Applier
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
-from daemon.errors import ConfigError
+from daemon.errors import ConfigError, RewoundError
 from daemon.kafka_source import KafkaSettings, KafkaSource
-from daemon.loop import DEAD_LETTER, OVERFLOW, PREDICTIONS, StopRequest, TrainerLoop
+from daemon.lease import Lease, LeaseKeeper, new_owner
+from daemon.loop import StopRequest, TrainerLoop
 from daemon.settings import Settings
 from daemon.side_topics import SideTopics
+from daemon.standby import Standby
 from supsup_online import __version__
 from supsup_online.errors import SpecError
 from supsup_online.learner import OnlineLearner
@@ -44,29 +45,79 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
             settings = _with_servers(stack, settings, announce)
         try:
             network = Network.build(spec, pick_device(settings.device))
-            learner = OnlineLearner(network, settings.learner())
+            settings.learner()
         except SpecError as error:
             raise ConfigError(str(error)) from error
-        loop = assemble(stack, settings, learner, stop)
-        log.info("trainer.ready", version=__version__, bank=settings.bank, masks=len(learner.bank), budget=spec.budget)
-        loop.run()
-        log.info("trainer.stopped", records=loop.checkpoint.totals["records"], masks=len(learner.bank))
+        while not _serve_a_term(settings, network, stop):
+            log.warning("bank.rewound", advice="what Redis has lost is read from Kafka again")
 
 
-def assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop: StopRequest) -> TrainerLoop:
-    """Connect everything, take over the stored bank, and return the loop ready to run; `stack` closes the clients.
+def _serve_a_term(settings: Settings, network: Network, stop: StopRequest) -> bool:
+    """Wait for the lease, then train until told to stop; returns False when Redis has lost commits but not the bank.
 
     Raises:
         StopError: see `daemon.errors`.
     """
+    with ExitStack() as stack:
+        store = connect_store(stack, settings)
+        store.open(network)
+        learner = OnlineLearner(network, settings.learner())
+        try:
+            loop = take_over(stack, settings, store, learner, stop)
+            if loop is not None:
+                masks, budget = len(learner.bank), learner.bank.budget
+                log.info("trainer.ready", version=__version__, bank=settings.bank, masks=masks, budget=budget)
+                loop.run()
+        except RewoundError as error:
+            if not store.spec_text():
+                raise RewoundError(
+                    f"{error} The bank is gone altogether. Bring it back (supsup-daemon bank import), or start again "
+                    "to learn everything anew from what Kafka still holds."
+                ) from error
+            log.warning("redis.lost_commits", error=str(error))
+            return False
+        records = loop.applier.checkpoint.totals["records"] if loop else 0
+        log.info("trainer.stopped", records=records, masks=len(learner.bank))
+        return True
+
+
+def connect_store(stack: ExitStack, settings: Settings) -> redis_store.RedisStore:
+    """The bank's store; `stack` closes its client.
+
+    Raises:
+        UnavailableError: Redis does not answer.
+    """
     client = redis_store.connect(settings.redis, timeout_s=settings.connect_timeout_s)
     stack.callback(client.close)
+    return redis_store.RedisStore(client, settings.bank)
+
+
+def take_over(
+    stack: ExitStack, settings: Settings, store: redis_store.RedisStore, learner: OnlineLearner, stop: StopRequest
+) -> TrainerLoop | None:
+    """Become the bank's writer, take over what is stored, and return the loop ready to run; None when stopped before.
+
+    `stack` closes everything, the lease last: whoever waits for it finds the group left and the bank at rest.
+
+    Raises:
+        StopError: see `daemon.errors`.
+    """
     kafka = kafka_settings(settings)
     if settings.create_topics:
         sides = [topic + side for topic in kafka.topics for side in (DEAD_LETTER, OVERFLOW, PREDICTIONS)]
         kafka_source.create_topics(kafka, [*kafka.topics, *sides])
-    store = redis_store.RedisStore(client, settings.bank)
-    store.open(learner.network, owner=f"{socket.gethostname()}:{os.getpid()}")
+    client = redis_store.connect(
+        settings.redis, timeout_s=settings.connect_timeout_s, reply_s=max(1.0, settings.lease_ttl_s / 2)
+    )
+    stack.callback(client.close)
+    lease = Lease(client, store.keys, new_owner(), settings.lease_ttl_s)
+    standby = Standby(lease, store, learner.network, settings.patience_s)
+    # The lock on the directory of the embedded servers says already that whoever held the lease is dead.
+    term = standby.wait(stop.requested, by_force=settings.embedded)
+    if term is None:
+        return None
+    keeper = stack.enter_context(LeaseKeeper(lease, term))
+    store.begin(term, learner.network)
     side = SideTopics(kafka)
     stack.callback(side.close)
     checkpoint = Checkpointer(
@@ -77,15 +128,33 @@ def assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop:
         interval_s=settings.commit_interval_s,
         new_log_is_fine=settings.embedded,
     )
-    _restore(store, learner, checkpoint)
+    _restore(store, learner, checkpoint, standby.warm)
     source = KafkaSource(kafka)
     stack.callback(source.close)
-    limits = RecordLimits(settings.input_shape, settings.classes, settings.max_record_bytes, settings.max_rows)
-    return TrainerLoop(source, side, learner, checkpoint, limits, stop, settings.burst, settings.patience_s)
+    return TrainerLoop(
+        source=source,
+        applier=Applier(
+            learner=learner,
+            side=side,
+            checkpoint=checkpoint,
+            patience_s=settings.patience_s,
+            max_bytes=settings.max_record_bytes,
+            dead_letters_in_a_row=settings.dead_letters_in_a_row,
+        ),
+        limits=RecordLimits(settings.input_shape, settings.classes, settings.max_record_bytes, settings.max_rows),
+        stop=stop,
+        still_leading=keeper.check,
+        burst=settings.burst,
+        patience_s=settings.patience_s,
+        stop_deadline_s=settings.stop_deadline_s,
+        rebalance_budget_s=settings.rebalance_budget_s,
+    )
 
 
-def _restore(store: redis_store.RedisStore, learner: OnlineLearner, checkpoint: Checkpointer) -> None:
-    bank = store.load(learner.network, learner.trainer.optimiser)
+def _restore(
+    store: redis_store.RedisStore, learner: OnlineLearner, checkpoint: Checkpointer, warm: redis_store.WarmMasks
+) -> None:
+    bank = store.load(learner.network, learner.trainer.optimiser, warm)
     totals = bank.totals
     learner.restore(bank.masks, bank.stats, bank.hot, steps=totals.get("steps", 0), next_id=totals.get("next_id", 0))
     checkpoint.totals |= {name: totals.get(name, 0) for name in COUNTERS}
@@ -119,6 +188,7 @@ def kafka_settings(settings: Settings) -> KafkaSettings:
         session_timeout_s=settings.session_timeout_s,
         max_poll_interval_s=settings.max_poll_interval_s,
         connect_timeout_s=settings.connect_timeout_s,
+        merge_wait_s=settings.merge_wait_s,
     )
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from daemon.errors import LostGroundError
-from daemon.redis_store import CommitPlan, RedisStore, reading
+from daemon.records import Log, Partition, Position
+from daemon.redis_replies import reading
+from daemon.redis_store import CommitPlan, RedisStore
 from supsup_online import codec
 from supsup_online.errors import CodecError
 from supsup_online.learner import OnlineLearner, StreamState
@@ -40,30 +42,6 @@ _OTHER_LOG: Final = (
     "{partition} is not the log this bank has read: the topic was deleted and made anew, or this is another cluster. "
     "Use the right cluster, or read the new log from its start: DEL '{key}'"
 )
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Partition:
-    """A partition of a topic."""
-
-    topic: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.topic}:{self.number}"
-
-    def stream(self, key: bytes | None) -> str:
-        """Name of the stream a record with this key belongs to: keys name streams within their partition."""
-        name = f"{self.topic}/{self.number}"
-        return name if key is None else f"{name}/{key.decode('utf-8', errors='backslashreplace')}"
-
-
-@dataclass(slots=True)
-class Position:
-    """How far a partition is applied: the next offset, and the id of the log it counts in."""
-
-    offset: int
-    log: str = ""
 
 
 @dataclass(slots=True)
@@ -159,7 +137,7 @@ class Checkpointer:
             return None
         self.before_commit()
         # The same records give the same id: a commit that is tried again is recognised, not repeated.
-        version = self.store.commit(self._plan(), commit_id=f"{self.store.epoch}:{self.totals['records']}")
+        version = self.store.commit(self._plan(), commit_id=self.store.term.commit_id(self.totals["records"]))
         self.learner.committed()
         self._touched.clear()
         self._events.clear()
@@ -216,37 +194,38 @@ class Checkpointer:
 
     # -- the way back
 
-    def assign(self, partition: Partition, stored: Mapping[str, str], log: str, start: int) -> int:
+    def assign(self, partition: Partition, stored: Mapping[str, str], log: Log) -> int:
         """Take over the stored progress of a newly assigned partition; returns the offset to go on from.
 
         Args:
             partition: which.
             stored: its progress hash; empty when it was never read.
-            log: id of the log it has now.
-            start: the first offset that log still holds.
+            log: what the broker has of it now.
 
         Raises:
             LostGroundError: the records between the stored position and `start` are gone, or the log is another one.
             BankMismatchError: the stored progress is damaged.
         """
-        offset = start
+        offset = log.start
+        # A person who sets a position need not know the log's id.
+        same = not stored or stored.get("log", log.identity) == log.identity
         with reading(self._progress_key(partition)):
             self._take_over_streams(partition, stored)
-            if stored and stored.get("log", log) == log:  # a person who sets a position need not know the log's id
+            if stored and same:
                 offset = int(stored["offset"])
-        if stored and stored.get("log", log) != log and not self.new_log_is_fine:
+        if not same and not self.new_log_is_fine:
             raise LostGroundError(_OTHER_LOG.format(partition=partition, key=self._progress_key(partition)))
-        if offset < start:
+        if offset < log.start:
             raise LostGroundError(
                 _RETENTION.format(
                     partition=partition,
                     offset=offset,
-                    start=start,
-                    gone=start - offset,
+                    start=log.start,
+                    gone=log.start - offset,
                     key=self._progress_key(partition),
                 )
             )
-        self.positions[partition] = Position(offset, log)
+        self.positions[partition] = Position(offset, log.identity)
         return offset
 
     def _take_over_streams(self, partition: Partition, stored: Mapping[str, str]) -> None:

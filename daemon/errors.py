@@ -7,9 +7,11 @@ SupsupError (supsup_online.errors)
     ├── ConfigError      2  settings: unknown, missing or contradictory
     ├── BankMismatchError 65 the bank in Redis was made with another spec, or its bytes are damaged
     ├── LostGroundError  66 a log or a Redis that no longer holds what was read or committed
+    │   └── RewoundError 66 a Redis without its newest commits; the trainer reads them again if the bank is still there
     ├── UnavailableError 69 Kafka or Redis cannot be reached
     │   └── EmbeddedError 69 the embedded servers cannot run here
-    └── FencedError      75 another trainer has taken over the bank
+    ├── FencedError      75 another trainer has taken over the bank
+    └── PoisonedError    76 too many records in a row were of no use
 """
 
 from enum import IntEnum
@@ -28,6 +30,7 @@ class ExitCode(IntEnum):
     LOST_GROUND = 66
     UNAVAILABLE = 69
     FENCED = 75
+    POISONED = 76
     INTERRUPTED = 130
 
 
@@ -48,9 +51,17 @@ class UnreadableError(StopError):
 
 
 class UnavailableError(StopError):
-    """A server that cannot be reached, or stopped answering for too long."""
+    """A server that cannot be reached, or stopped answering for too long.
+
+    Attributes:
+        server: `kafka` or `redis`.
+    """
 
     exit_code = ExitCode.UNAVAILABLE
+
+    def __init__(self, message: str, server: str = "kafka") -> None:
+        super().__init__(message)
+        self.server = server
 
 
 class EmbeddedError(UnavailableError):
@@ -73,3 +84,13 @@ class LostGroundError(StopError):
     """The stored position lies outside what the log holds, or Redis has lost commits."""
 
     exit_code = ExitCode.LOST_GROUND
+
+
+class RewoundError(LostGroundError):
+    """Redis does not hold the commit before this one: it was emptied, or came back without its last seconds."""
+
+
+class PoisonedError(StopError):
+    """As many records in a row were dead-lettered as the settings allow."""
+
+    exit_code = ExitCode.POISONED

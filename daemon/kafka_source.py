@@ -1,16 +1,16 @@
-"""Kafka behind one adapter: records in, from known positions. The way out is `side_topics`.
+"""Kafka behind one adapter: records in, from known positions, in one order. The way out is `side_topics`.
 
 Positions live in Redis, with the state they belong to. Kafka's own group offsets are written after the fact for lag
-tools and never read. So a newly assigned partition is first positioned, and only then believed: whatever the client
-had fetched for it before is dropped.
+tools and never read. So after every change in the group the partitions are placed anew, and only then believed:
+whatever the client had fetched before is dropped.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any, Final, Protocol
+from threading import Event
+from typing import Any, Final
 
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -26,38 +26,19 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
-from daemon.checkpoint import Partition, Position
 from daemon.errors import ConfigError, LostGroundError, UnavailableError, UnreadableError
+from daemon.merge import RecordMerge
+from daemon.records import Log, Partition, Position, Record
 
 log = structlog.get_logger()
 
 POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-python has no wakeup()
 _POLL_RECORDS: Final = 64
+_AHEAD_RECORDS: Final = 2 * _POLL_RECORDS  # a partition with as many records waiting, or as many bytes, is paused
+_AHEAD_BYTES: Final = 8 * 2**20
 
 # Errors that no waiting mends.
 _REFUSALS: Final = (AuthorizationError, InvalidSessionTimeoutError, InvalidTopicError, UnsupportedVersionError)
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One Kafka record as the daemon sees it."""
-
-    partition: Partition
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
-    timestamp_ms: int
-
-
-class Progress(Protocol):
-    """Who knows how far the partitions were read; called in the polling thread."""
-
-    def assigned(self, partition: Partition, log_identity: str, start: int) -> int:
-        """A partition was given: the offset to go on from, in the log of this id, whose first offset is `start`."""
-
-    def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Partitions were taken away; nothing new of them is read before this returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +52,29 @@ class KafkaSettings:
     session_timeout_s: float
     max_poll_interval_s: float
     connect_timeout_s: float
+    merge_wait_s: float = 0.1
 
 
 class KafkaSource:
-    """The trainer's consumer: subscribed from the start, positioned partition by partition as they are assigned."""
+    """The trainer's consumer.
+
+    It hands on nothing before `place` has said where each partition goes on, nor while somebody else in the group has
+    some of the partitions: a bank has one writer, so nobody else could use them, and their order would be lost.
+    """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._notes = _RebalanceNotes()
-        self._next: dict[TopicPartition, int] = {}
+        self._note = _RebalanceNote()
+        self._next: dict[Partition, int] = {}  # offset of the next record to be fetched, by partition placed
+        self._merge = RecordMerge(settings.merge_wait_s)
+        self._elsewhere: set[Partition] = set()
         with reachable(settings):
             self._consumer = KafkaConsumer(
                 bootstrap_servers=list(settings.servers),
                 bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
                 group_id=settings.group,
                 enable_auto_commit=False,
-                auto_offset_reset="earliest",  # where a fetch before positioning lands is dropped anyway
+                auto_offset_reset="earliest",  # where a fetch before placing lands is dropped anyway
                 max_poll_records=_POLL_RECORDS,
                 max_partition_fetch_bytes=max(settings.max_record_bytes, 2**20),
                 receive_message_max_bytes=2**31 - 1,  # an oversized record must be seen to be dead-lettered
@@ -94,128 +82,215 @@ class KafkaSource:
                 heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 3),
                 max_poll_interval_ms=int(settings.max_poll_interval_s * 1000),
             )
-            self._consumer.subscribe(topics=list(settings.topics), listener=self._notes)
+            self._consumer.subscribe(topics=list(settings.topics), listener=self._note)
 
-    def poll(self, progress: Progress, timeout_s: float = POLL_LIMIT_S) -> list[Record]:
-        """The next records, in order within each partition; empty after `timeout_s` seconds without any.
+    # -- records
+
+    def poll(self, timeout_s: float = POLL_LIMIT_S) -> None:
+        """Let the client work, and take in what it has; returns within `timeout_s` seconds, at once if records come.
 
         Raises:
-            LostGroundError: a stored position no longer fits the log.
+            LostGroundError: a position no longer fits the log.
+            UnreadableError: a record that the client itself cannot read.
             UnavailableError: the broker is away (poll again: the client reconnects).
         """
         with answering():
+            self._pause_and_resume()
             fetched = self._fetch(timeout_s)
             try:
-                moved = self._apply_rebalance(progress)
-                ready = sorted(fetched.keys() & self._next.keys() - moved)
-                for partition in ready:
-                    self._require_ground(partition, fetched[partition][0].offset)
+                for place, raws in sorted(fetched.items()):
+                    self._take_in(place, raws)
             except (KafkaError, UnavailableError):
-                self._fetch_again(fetched.keys())
+                self._fetch_again(fetched)
                 raise
-        return [record for partition in ready for record in self._accepted(partition, fetched[partition])]
+            self._require_heartbeats()
+
+    def next(self) -> Record | None:
+        """The next record of all partitions; None if there is none yet, or the group has changed."""
+        if self.unsettled:
+            return None
+        with answering():
+            return self._merge.pop(time.monotonic(), self._exhausted)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether records were fetched that `next` has not handed on."""
+        return not self._merge.empty
+
+    def _pause_and_resume(self) -> None:
+        """Bound what waits: a partition far ahead is paused, which keeps its place in the group."""
+        paused = self._consumer.paused()
+        for partition in self._next:
+            records, size = self._merge.amount(partition)
+            with _no_longer_ours():
+                if records >= _AHEAD_RECORDS or size >= _AHEAD_BYTES:
+                    self._consumer.pause(_place(partition))
+                elif _place(partition) in paused and records <= _AHEAD_RECORDS / 2 and size <= _AHEAD_BYTES / 2:
+                    self._consumer.resume(_place(partition))
 
     def _fetch(self, timeout_s: float) -> dict[TopicPartition, list[Any]]:
         """One poll of the client.
 
         Raises:
-            UnreadableError: a record that the client itself cannot read; waiting would not help, and skipping it
-                unasked would lose it.
+            UnreadableError: waiting would not help, and skipping it unasked would lose it.
         """
         try:
             wait_ms = int(min(timeout_s, POLL_LIMIT_S) * 1000)
             fetched: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=wait_ms)
         except CorruptRecordError as error:
-            if self._notes.pending:
+            if self.unsettled:
                 return {}  # read before the position is known, perhaps long before it: place the partition first
-            places = ", ".join(f"{p.topic}:{p.partition} from {offset}" for p, offset in sorted(self._next.items()))
+            places = ", ".join(f"{partition} from {offset}" for partition, offset in sorted(self._next.items()))
             raise UnreadableError(
                 f"the Kafka client cannot read a record ({error}); it lies behind one of: {places}. To skip it, set "
                 "`offset` in that partition's progress hash in Redis to the offset behind it, and start again."
             ) from error
         return fetched
 
-    def _accepted(self, partition: TopicPartition, fetched: Iterable[Any]) -> Iterator[Record]:
-        """Records of a partition that has a position, which goes along."""
-        for raw in fetched:
-            self._next[partition] = raw.offset + 1
-            yield Record(
-                partition=Partition(raw.topic, raw.partition),
-                offset=raw.offset,
-                key=raw.key,
-                value=raw.value,
-                headers=tuple((name, value or b"") for name, value in raw.headers),
-                timestamp_ms=raw.timestamp,
-            )
+    def _take_in(self, place: TopicPartition, raws: list[Any]) -> None:
+        """Records of a partition that has a position, which moves on; others are dropped."""
+        partition = _partition(place)
+        if partition not in self._next or self.unsettled:
+            return
+        self._require_ground(place, raws[0].offset)
+        self._merge.add(partition, (_record(partition, raw) for raw in raws), time.monotonic())
+        self._next[partition] = raws[-1].offset + 1
 
-    def _require_ground(self, partition: TopicPartition, found: int) -> None:
+    def _require_ground(self, place: TopicPartition, found: int) -> None:
         """Tell a gap that is none (compaction, marks of transactions) from the client's silent jump to the log's start.
 
         Raises:
             LostGroundError: the position lies outside the log.
         """
+        partition = _partition(place)
         position = self._next[partition]
         if found == position:
             return
-        where = Partition(partition.topic, partition.partition)
         if found < position:
             raise LostGroundError(
-                f"{where} was read up to offset {position}, but its log ends before: the broker has lost records"
+                f"{partition} was read up to offset {position}, but its log ends before: the broker has lost records, "
+                "or the topic was deleted and made anew. Started again, it says what can be done."
             )
-        start = self._consumer.beginning_offsets([partition])[partition]
+        start = self._consumer.beginning_offsets([place])[place]
         if start > position:
             raise LostGroundError(
-                f"{where} was read up to offset {position}, but its log now starts at {start}: retention has overtaken "
-                "this trainer. Started again, it says what can be done."
+                f"{partition} was read up to offset {position}, but its log now starts at {start}: retention has "
+                "overtaken this trainer. Started again, it says what can be done."
             )
 
-    def _fetch_again(self, fetched: AbstractSet[TopicPartition]) -> None:
-        """Go back to before records that could not be handed out; the next poll brings them again."""
-        for partition in fetched & self._next.keys() & self._consumer.assignment():
-            self._consumer.seek(partition, self._next[partition])
+    def _fetch_again(self, fetched: Iterable[TopicPartition]) -> None:
+        """Go back to before records that could not be taken in; the next poll brings them again."""
+        for place in fetched:
+            if _partition(place) in self._next:
+                with _no_longer_ours():
+                    self._consumer.seek(place, self._next[_partition(place)])
 
-    def _apply_rebalance(self, progress: Progress) -> set[TopicPartition]:
-        """Act on the listener's notes; returns partitions whose fetched records count from another position."""
-        taken, given = self._notes.take()
-        try:
-            for partition in taken:
-                self._next.pop(partition, None)
-            if taken:
-                progress.revoked([Partition(p.topic, p.partition) for p in sorted(taken)])
-            moved: set[TopicPartition] = given & self._consumer.assignment()
-            for partition in sorted(moved):
-                self._go_to_position(partition, progress)
-        except (KafkaError, UnavailableError):
-            self._notes.put_back(taken, given)
-            raise
-        return taken | moved
+    def _require_heartbeats(self) -> None:
+        """A broker that does not answer is not told by the client: its polls return nothing, as if all were read.
 
-    def _go_to_position(self, partition: TopicPartition, progress: Progress) -> None:
-        start = self._consumer.beginning_offsets([partition])[partition]
-        where = Partition(partition.topic, partition.partition)
-        offset = progress.assigned(where, log_id(self._settings, partition.topic), start)
-        self._consumer.seek(partition, offset)
-        self._next[partition] = offset
-        log.info("partition.assigned", topic=partition.topic, partition=partition.partition, offset=offset)
+        Raises:
+            UnavailableError: it has not been reached for a session.
+        """
+        if not self._next:
+            return
+        group: dict[str, float] = self._consumer.metrics().get("consumer-coordinator-metrics", {})
+        silent_s = group.get("last-heartbeat-seconds-ago", 0.0)
+        if silent_s > self._settings.session_timeout_s:
+            raise UnavailableError(f"Kafka has taken no heartbeat for {silent_s:.0f} s")
+
+    # -- the group
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the partitions have to be placed: `hold`, apply what was handed on, then `place`."""
+        return self._note.changed.is_set() or bool(self._elsewhere)
+
+    def hold(self) -> None:
+        """Hand on nothing until `place`, and forget what was fetched: the group has changed."""
+        self._note.changed.clear()
+        self._next.clear()
+        self._merge.start(())
+        with _no_longer_ours():
+            self._consumer.pause(*self._consumer.assignment())
+
+    def logs(self) -> dict[Partition, Log]:
+        """All assigned partitions as the broker has them; none while somebody else has some of our topics' partitions.
+
+        Raises:
+            UnavailableError: the broker does not say.
+        """
+        with answering():
+            assigned = self._consumer.assignment()
+            self._note_elsewhere(assigned)
+            if self._elsewhere or not assigned:
+                return {}
+            starts = self._consumer.beginning_offsets(sorted(assigned))
+        ids = {topic: log_id(self._settings, topic) for topic in sorted({place.topic for place in assigned})}
+        return {_partition(place): Log(ids[place.topic], starts[place]) for place in sorted(assigned)}
+
+    def _note_elsewhere(self, assigned: set[TopicPartition]) -> None:
+        before, self._elsewhere = self._elsewhere, set()
+        if not assigned:
+            return
+        for topic in self._settings.topics:
+            numbers = self._consumer.partitions_for_topic(topic) or set()
+            self._elsewhere |= {Partition(topic, n) for n in numbers} - {_partition(place) for place in assigned}
+        if self._elsewhere != before and self._elsewhere:
+            log.warning("partitions.elsewhere", group=self._settings.group, partitions=self.elsewhere)
+
+    @property
+    def elsewhere(self) -> str:
+        """Partitions that another member of the group has, for people; empty when there is none."""
+        return ", ".join(map(str, sorted(self._elsewhere)))
+
+    def place(self, positions: Mapping[Partition, int]) -> None:
+        """Go on with these partitions at these offsets, unless the group has changed again meanwhile."""
+        for partition, offset in sorted(positions.items()):
+            with _no_longer_ours():
+                self._consumer.seek(_place(partition), offset)
+                self._consumer.resume(_place(partition))
+        if self._note.changed.is_set():
+            return
+        self._next = dict(positions)
+        self._merge.start(positions)
+        for partition, offset in sorted(positions.items()):
+            log.info("partition.assigned", topic=partition.topic, partition=partition.number, offset=offset)
+
+    def settle_again(self) -> None:
+        """What `hold` began could not be finished; `unsettled` says so again."""
+        self._note.changed.set()
+
+    # -- how far it is
+
+    def _exhausted(self, partition: Partition) -> bool:
+        """Whether everything that the log is known to hold was fetched; False before a fetch has told where it ends."""
+        end = self.end(partition)
+        if end is None:
+            return False
+        # The client is ahead of us where a transaction's mark, which is no record, ends the log.
+        return end <= self._next[partition] or end <= (self._consumer.position(_place(partition), timeout_ms=0) or 0)
+
+    def end(self, partition: Partition) -> int | None:
+        """The offset behind the newest record, as the newest fetch has told; None before one has."""
+        if _place(partition) not in self._consumer.assignment():
+            return None
+        found: int | None = self._consumer.highwater(_place(partition))
+        return found
 
     @property
     def caught_up(self) -> bool:
-        """Whether every assigned partition is read to its end; False while none is assigned."""
-        assigned = self._consumer.assignment()
-        return bool(assigned) and assigned == self._next.keys() and all(self.lag(p) == 0 for p in assigned)
+        """Whether every partition is read to its end and nothing waits; False while none is placed."""
+        if not self._next or self.unsettled or not self._merge.empty:
+            return False
+        with answering():
+            return all(map(self._exhausted, self._next))
 
-    def lag(self, partition: TopicPartition) -> int | None:
-        """Offsets between the position and the end of the log; None before the first fetch has told where that is."""
-        end, position = self._consumer.highwater(partition), self._consumer.position(partition, timeout_ms=0)
-        # The client's position is ahead where a transaction's mark, which is no record, ends the log.
-        return None if end is None else max(0, end - max(self._next[partition], position or 0))
-
-    def tell_group(self, positions: dict[Partition, Position]) -> None:
+    def tell_group(self, positions: Mapping[Partition, Position]) -> None:
         """Write group offsets, for lag tools; nothing depends on it, so it is not waited for."""
         offsets = {
-            TopicPartition(p.topic, p.number): OffsetAndMetadata(position.offset, "", -1)
-            for p, position in positions.items()
-            if TopicPartition(p.topic, p.number) in self._next
+            _place(partition): OffsetAndMetadata(position.offset, "", -1)
+            for partition, position in positions.items()
+            if partition in self._next
         }
         with contextlib.suppress(KafkaError):
             self._consumer.commit_async(offsets)
@@ -226,41 +301,39 @@ class KafkaSource:
             self._consumer.close(autocommit=False)
 
 
-class _RebalanceNotes(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Takes notes on the client's thread; the polling thread acts on them."""
+@contextlib.contextmanager
+def _no_longer_ours() -> Iterator[None]:
+    """The client refuses what concerns a partition that the group has just taken away; a note about it is coming."""
+    with contextlib.suppress(KeyError, ValueError):
+        yield
+
+
+def _place(partition: Partition) -> TopicPartition:
+    return TopicPartition(partition.topic, partition.number)
+
+
+def _partition(place: TopicPartition) -> Partition:
+    return Partition(place.topic, place.partition)
+
+
+def _record(partition: Partition, raw: Any) -> Record:
+    headers = tuple((name, value or b"") for name, value in raw.headers)
+    return Record(partition, raw.offset, raw.key, raw.value, headers, raw.timestamp)
+
+
+class _RebalanceNote(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Notes on the client's thread that the group has changed; the polling thread acts on it."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._taken: set[TopicPartition] = set()
-        self._given: set[TopicPartition] = set()
+        self.changed = Event()
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        with self._lock:
-            self._taken |= set(revoked)
-            self._given -= set(revoked)
+        if revoked:
+            self.changed.set()
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        with self._lock:
-            self._given |= set(assigned)
-
-    @property
-    def pending(self) -> bool:
-        """Whether there is something to act on."""
-        with self._lock:
-            return bool(self._taken or self._given)
-
-    def take(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
-        """Partitions (revoked, assigned) since the last call."""
-        with self._lock:
-            taken, given = self._taken, self._given
-            self._taken, self._given = set(), set()
-        return taken, given
-
-    def put_back(self, taken: set[TopicPartition], given: set[TopicPartition]) -> None:
-        """Notes that could not be acted on; the next `take` has them again."""
-        with self._lock:
-            self._taken |= taken
-            self._given |= given
+        if assigned:
+            self.changed.set()
 
 
 def create_topics(settings: KafkaSettings, topics: Iterable[str], partitions: int = 1) -> None:

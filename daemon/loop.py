@@ -1,36 +1,37 @@
-"""The main loop: follow one record from Kafka to Redis here.
+"""The poll loop: follow records from Kafka to the training thread here; `apply` follows them to Redis.
 
-    poll -> decode -> test, then train (supsup_online.learner) -> side topics -> log line -> commit when due
+    poll -> one order over all partitions -> decode -> hand over (at most two ahead) -> training thread
 
-A record that can never be used goes to `<topic>.dlq`; one that no mask has room for goes to `<topic>.overflow`; an
-unlabelled one is answered on `<topic>.predictions`. In each case the position moves on only with a commit that waits
-for the broker to have it.
+The loop never waits for a step, a commit or a server: it polls at least twice a second, so the group keeps this
+trainer, and a signal is heard. When the group changes, what was handed over and not begun is taken back, what was
+applied is committed, and every partition goes on from its position in Redis.
 """
 
-import json
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, TypeVar
 
-import stamina
 import structlog
 
-from daemon.checkpoint import Checkpointer, Partition
-from daemon.errors import UnavailableError, UnreadableError
-from daemon.kafka_source import KafkaSource, Record
-from daemon.observe import Observer
-from daemon.side_topics import KEPT_OF_OVERSIZED, Headers, SideTopics
+from daemon.apply import Applier, Decoded, decode
+from daemon.errors import StopError, UnavailableError, UnreadableError
+from daemon.kafka_source import POLL_LIMIT_S, KafkaSource
+from daemon.records import Partition, Position
+from daemon.training import TrainingThread
 from supsup_online import wire
-from supsup_online.errors import BadBatchError
-from supsup_online.learner import OnlineLearner
-from supsup_online.types import Batch, StepResult
 
 log = structlog.get_logger()
 
-DEAD_LETTER, OVERFLOW, PREDICTIONS = ".dlq", ".overflow", ".predictions"
-_AWAY_PAUSE_S = 0.5
-_KEY_BYTES = 1024
-_HEADER_BYTES = 65_536
+T = TypeVar("T")
+
+_AWAY_PAUSE_S: Final = 0.5
+_OFFER_S: Final = 0.25  # longest wait for room in the training thread before the next poll
+_OFFERS: Final = 16  # records handed over between two polls
+_BLOCKED_S: Final = 0.02  # longest poll while a record waits for those of other partitions
+_KEEP_ALIVE_S: Final = 0.05
 
 
 @dataclass(slots=True)
@@ -50,29 +51,37 @@ class StopRequest:
 
 @dataclass(slots=True)
 class TrainerLoop:
-    """Reads, trains and commits until told to stop.
+    """Reads, hands over, and tends the group until told to stop.
 
     Attributes:
         source: records in.
-        side: records out.
-        learner: what they train.
-        checkpoint: what makes it last.
+        applier: what becomes of them.
         limits: what a record may look like.
         stop: set from a signal handler; heard after the batch in hand.
+        still_leading: raises when this trainer is no longer the bank's writer.
         burst: stop by itself when everything is read.
-        patience_s: how long the broker or Redis may be away before the loop gives up.
+        patience_s: how long the broker may be away before the loop gives up, in seconds.
+        stop_deadline_s: how long the end may take once it was asked for, in seconds.
+        rebalance_budget_s: how long a change in the group may wait for the step in hand before it is told, in seconds.
     """
 
     source: KafkaSource
-    side: SideTopics
-    learner: OnlineLearner
-    checkpoint: Checkpointer
+    applier: Applier
     limits: wire.RecordLimits
     stop: StopRequest
+    still_leading: Callable[[], None]
     burst: bool
     patience_s: float
-    observer: Observer = field(default_factory=Observer)
-    _unreachable_since: float | None = None
+    stop_deadline_s: float
+    rebalance_budget_s: float
+    training: TrainingThread = field(init=False)
+    _in_hand: Decoded | None = None
+    _away_since: float | None = None
+    _stopping_since: float | None = None
+    _told: Mapping[Partition, Position] | None = None
+
+    def __post_init__(self) -> None:
+        self.training = TrainingThread(self.applier)
 
     def run(self) -> None:
         """Until stopped, or caught up in a burst; what is applied by then is committed.
@@ -80,154 +89,114 @@ class TrainerLoop:
         Raises:
             StopError: see `daemon.errors`; what was not committed is read again at the next start.
         """
-        while not self.stop.requested():
-            records = self._poll()
-            for record in records:
-                self.apply(record)
-                if self.checkpoint.due:
-                    self.commit()
-                if self.stop.requested():
+        self.training.start()
+        try:
+            while not self.stop.requested():
+                self._tend()
+                if not self._round():
                     break
-            if self.checkpoint.due:
-                self.commit()
-            if self.burst and not records and self._unreachable_since is None and self.source.caught_up:
-                break
-        if self.stop.requested():
-            log.info("trainer.stopping", signal=self.stop.signal)
-        self.commit()
+            self._finish()
+        finally:
+            self.applier.hurry = True
+            self.training.abandon(self.stop_deadline_s)
 
-    def apply(self, record: Record) -> None:
-        """One record: trained, answered, overflowed or dead-lettered; then its position moves on."""
-        begun = time.perf_counter()
+    def _round(self) -> bool:
+        """One round: place, hand over, poll; returns whether there may be more to do."""
         try:
-            batch = self._decode(record)
-            decoded = time.perf_counter()
-            result = self.learner.step(batch)
-            stepped = time.perf_counter()
-        except BadBatchError as error:
-            self._dead_letter(record, error)
-        else:
-            self._deliver(record, result)
-            self._count(result)
-            self.observer.batch(record, result, decode_s=decoded - begun, step_s=stepped - decoded)
-        self.checkpoint.advance(record.partition, record.offset)
-
-    def commit(self) -> None:
-        """Make everything applied so far last, then tell the group."""
-        begun = time.perf_counter()
-        records = self.checkpoint.pending
-        attempts, patience_s = (None, self.patience_s) if self.patience_s else (1, None)
-        for attempt in stamina.retry_context(
-            on=self._worth_retrying, attempts=attempts, timeout=patience_s, wait_max=5.0
-        ):
-            with attempt:
-                version = self.checkpoint.commit()
-        if version is not None:
-            self.source.tell_group(self.checkpoint.positions)
-            log.debug("bank.committed", version=version, records=records, seconds=round(time.perf_counter() - begun, 6))
-
-    def _worth_retrying(self, error: Exception) -> bool:
-        return isinstance(error, UnavailableError) and not self.stop.requested()
-
-    def assigned(self, partition: Partition, log_identity: str, start: int) -> int:
-        """A partition was given to this trainer: where to go on.
-
-        It may have been this trainer's before, and lost without a word (a session that timed out): what it gave is
-        applied, so it has to be stored before the stored position is believed.
-        """
-        self.commit()
-        stored = self.checkpoint.store.progress(partition.topic, partition.number)
-        return self.checkpoint.assign(partition, stored, log_identity, start)
-
-    def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Partitions were taken away: commit what they gave, so that their next reader starts right behind it."""
-        self.commit()
-        for partition in partitions:
-            self.checkpoint.positions.pop(partition, None)
-
-    def _poll(self) -> list[Record]:
-        """Poll, and bear with a broker that is away for a while."""
-        try:
-            records = self.source.poll(self)
+            if self.source.unsettled:
+                self._settle()
+            more = self._hand_over()
+            if self.burst and not more and self.training.idle and self.source.caught_up:
+                return False
+            self.source.poll(0.0 if more else _BLOCKED_S if self.source.waiting else POLL_LIMIT_S)
+            self._away_since = None
         except UnreadableError:
-            self.commit()  # whoever moves the position over that record must not lose those before it
+            while self._hand_over():  # whoever moves the position over that record must not lose those before it
+                self._tend()
+            self._finish()
             raise
         except UnavailableError as error:
-            now = time.monotonic()
-            self._unreachable_since = self._unreachable_since or now
-            if now - self._unreachable_since > self.patience_s:
-                raise
-            log.warning("kafka.unreachable", error=str(error), seconds=round(now - self._unreachable_since, 1))
-            time.sleep(_AWAY_PAUSE_S)
-            return []
-        self._unreachable_since = None
-        return records
+            self._bear(error)
+        return True
 
-    def _decode(self, record: Record) -> Batch:
-        self._check_size(record)
-        content_type = dict(record.headers).get("content-type", b"").decode("latin-1") or None
-        x, y = wire.decode(record.value, content_type, self.limits)
-        return Batch(x, y, record.partition.stream(record.key), record.timestamp_ms)
+    def _tend(self) -> None:
+        """What every wait does in between: hear the other threads, tell Kafka what is committed, mind the deadline."""
+        self.training.check()
+        self.still_leading()
+        if self.applier.committed is not self._told:
+            self._told = self.applier.committed
+            self.source.tell_group(self._told or {})
+        if self.stop.requested():
+            self.applier.hurry = True
+            self._stopping_since = self._stopping_since or time.monotonic()
+            if time.monotonic() - self._stopping_since > self.stop_deadline_s:
+                raise StopError(
+                    f"the step in hand was not committed within {self.stop_deadline_s:g} s (--stop-deadline-s) of "
+                    f"{self.stop.signal}; its records are read again at the next start"
+                )
 
-    def _check_size(self, record: Record) -> None:
-        """Key and headers are stored, logged and handed on, so they have limits too; `wire` checks the value."""
-        if len(record.key or b"") > _KEY_BYTES:
-            raise BadBatchError(
-                "too-large", f"the key has {len(record.key or b'')} bytes, at most {_KEY_BYTES} are allowed"
-            )
-        size = sum(len(name) + len(value) for name, value in record.headers)
-        if size > _HEADER_BYTES:
-            raise BadBatchError("too-large", f"the headers have {size} bytes, at most {_HEADER_BYTES} are allowed")
+    def _hand_over(self) -> bool:
+        """Decode the next records and give them to the training thread; returns whether more lie ready."""
+        for _ in range(_OFFERS):
+            if self._in_hand is None:
+                record = self.source.next()
+                if record is None:
+                    return False
+                self._in_hand = decode(record, self.limits)
+            if self.stop.requested() or not self.training.offer(self._in_hand, _OFFER_S):
+                return True
+            self._in_hand = None
+        return True
 
-    def _deliver(self, record: Record, result: StepResult) -> None:
-        if result.stream in self.learner.streams:
-            self.checkpoint.note_stream(result.stream, record.partition)
-        if result.decision is not None:
-            self.checkpoint.note_decision(result.decision, result.stream, record.partition, record.offset)
-        if result.mask_id is None:
-            self.side.send(record.partition.topic + OVERFLOW, record.key, record.value, _origin(record, keep=True))
-        elif not result.trained:
-            answer = {"task": result.mask_id, "labels": result.predictions.tolist(), "entropy": result.entropy}
-            body = json.dumps(answer).encode()
-            self.side.send(record.partition.topic + PREDICTIONS, record.key, body, _origin(record))
+    def _bear(self, error: UnavailableError) -> None:
+        """A broker may be away for a while; Redis too, but that is borne in the training thread, by `Applier`."""
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        if error.server != "kafka" or now - self._away_since > self.patience_s:
+            raise error
+        log.warning("server.away", server=error.server, error=str(error), seconds=round(now - self._away_since, 1))
+        time.sleep(_AWAY_PAUSE_S)
 
-    def _dead_letter(self, record: Record, error: BadBatchError) -> None:
-        size = len(record.value or b"")
-        oversized = size > self.limits.max_bytes
-        value = (record.value or b"")[:KEPT_OF_OVERSIZED] if oversized else record.value
-        headers = [*_origin(record, keep=True), ("reason", error.reason.encode()), ("error", str(error).encode())]
-        if oversized:
-            headers.append(("truncated-from", str(size).encode()))
-        key = record.key[:_KEY_BYTES] if record.key is not None else None
-        self.side.send(record.partition.topic + DEAD_LETTER, key, value, headers, may_be_cut=True)
-        self.checkpoint.totals["dead_lettered"] += 1
-        log.warning(
-            "record.dead_lettered",
-            topic=record.partition.topic,
-            partition=record.partition.number,
-            offset=record.offset,
-            reason=error.reason,
-            error=str(error),
-        )
+    # -- the group has changed
 
-    def _count(self, result: StepResult) -> None:
-        totals = self.checkpoint.totals
-        if result.trained:
-            totals["batches"] += 1
-            totals["samples"] += result.rows
-            totals["correct"] += result.correct
-        elif result.mask_id is None:
-            totals["overflowed"] += 1
-        else:
-            totals["answered"] += 1
+    def _settle(self) -> None:
+        """Take back what was not begun, commit what was applied, and go on from the positions in Redis."""
+        self.source.hold()
+        self.training.drop()
+        self._in_hand = None
+        try:
+            logs = self.source.logs()
+            positions = self._in_training(partial(self.applier.settle, logs))
+        except UnavailableError:
+            self.source.settle_again()
+            raise
+        self.source.place(positions)
 
+    def _in_training(self, action: Callable[[], T]) -> T:
+        """Have something done behind the step in hand, which may take long; the group must not notice."""
+        done = self.training.call(action)
+        begun, told = time.monotonic(), False
+        while not done.done():
+            self._tend()
+            with contextlib.suppress(UnavailableError):
+                self.source.poll(_KEEP_ALIVE_S)
+            if not told and time.monotonic() - begun > self.rebalance_budget_s:
+                told = True
+                log.warning("rebalance.slow", seconds=self.rebalance_budget_s)
+        return done.result()
 
-def _origin(record: Record, *, keep: bool = False) -> Headers:
-    """Headers that say where a record came from; with `keep` behind its own."""
-    return [
-        *(record.headers if keep else ()),
-        ("source-topic", record.partition.topic.encode()),
-        ("source-partition", str(record.partition.number).encode()),
-        ("source-offset", str(record.offset).encode()),
-        ("source-timestamp", str(record.timestamp_ms).encode()),
-    ]
+    # -- the end
+
+    def _finish(self) -> None:
+        """Let the step in hand end, and commit.
+
+        Raises:
+            StopError: it took too long, or the commit failed.
+        """
+        if self.stop.requested():
+            log.info("trainer.stopping", signal=self.stop.signal)
+            self.training.drop()
+        self.training.end()
+        while not self.training.ended(_KEEP_ALIVE_S):
+            self._tend()
+        self._tend()

@@ -7,7 +7,7 @@ from typing import Any, Final
 import structlog
 from river import metrics
 
-from daemon.kafka_source import Record
+from daemon.records import Record
 from supsup_online.types import Decision, StepResult
 
 log = structlog.get_logger()

@@ -6,22 +6,24 @@ carries an id and the script takes the second copy for what it is.
 """
 
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import redis
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError
+from redis.retry import Retry
 
-from daemon.errors import BankMismatchError, ConfigError, FencedError, LostGroundError, UnavailableError
+from daemon.errors import BankMismatchError, ConfigError, UnavailableError
+from daemon.lease import Term
 from daemon.redis_keys import BankKeys
+from daemon.redis_replies import answering, reading
 from daemon.settings import without_password
 from supsup_online import codec
 from supsup_online.bitpack import Words
-from supsup_online.errors import CodecError, SpecError
+from supsup_online.errors import SpecError
 from supsup_online.network import Network
 from supsup_online.optimisers import Optimiser
 from supsup_online.spec import BankSpec
@@ -64,8 +66,14 @@ class CommitPlan:
             self.write("HSET", key, *(part for pair in mapping.items() for part in pair))
 
 
-def connect(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
+def connect(url: str, *, timeout_s: float = 10.0, reply_s: float | None = None) -> redis.Redis:
     """A client that has answered once.
+
+    Args:
+        url: of the server.
+        timeout_s: how long connecting, and the first answer, may take.
+        reply_s: how long later answers may take, without a second try; None: long enough for a commit of many hot
+            masks, which is some ten megabytes, and redis-py's own repetitions.
 
     Raises:
         UnavailableError: no answer, a wrong password, or a URL that is none.
@@ -73,16 +81,20 @@ def connect(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
     try:
         with redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s) as probe:
             probe.ping()
-        # Later answers may take longer: a commit of many hot masks is some ten megabytes.
-        client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=max(30.0, timeout_s))
+        if reply_s is None:
+            client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=max(30.0, timeout_s))
+        else:
+            once = Retry(NoBackoff(), 0)
+            client = redis.Redis.from_url(url, socket_connect_timeout=reply_s, socket_timeout=reply_s, retry=once)
     except ValueError as error:
         raise ConfigError(f"{without_password(url)} is no Redis URL ({error}); write redis://HOST:PORT/DB") from None
     except AuthenticationError as error:
-        raise UnavailableError(f"Redis at {without_password(url)} refused the credentials: {error}") from None
+        raise UnavailableError(f"Redis at {without_password(url)} refused the credentials: {error}", "redis") from None
     except RedisError as error:
         raise UnavailableError(
             f"cannot reach Redis at {without_password(url)}: {str(error).rstrip('.')}. Is it running, and is --redis "
-            "(SUPSUP_REDIS) right? `supsup-daemon start --embedded` brings its own."
+            "(SUPSUP_REDIS) right? `supsup-daemon start --embedded` brings its own.",
+            server="redis",
         ) from None
     return client
 
@@ -120,7 +132,12 @@ class BankReader:
 
     def mask_ids(self) -> list[int]:
         """Ids of all masks, in order."""
-        return sorted(int(member) for member in self.client.zrange(self.keys.index, 0, -1))
+        return list(self.changes())
+
+    def changes(self) -> dict[int, int]:
+        """Mask id -> bank version of its last change, in the order of the ids."""
+        found = self.client.zrange(self.keys.index, 0, -1, withscores=True)
+        return dict(sorted((int(member), int(version)) for member, version in found))
 
     def stats_text(self, mask_ids: Sequence[int]) -> list[dict[str, str]]:
         """The plain-text statistics of some masks, `id` and `version` of the last change included."""
@@ -214,37 +231,58 @@ class EventTail:
         return [{"id": entry, **fields} for entry, fields in found]
 
 
-class RedisStore(BankReader):
-    """Reads and writes a bank as its one trainer.
+class WarmMasks:
+    """The masks of a bank that somebody else writes, kept up to date: a refresh reads only what changed."""
 
-    Attributes:
-        epoch: this trainer's fencing epoch, 0 until `open`.
-    """
+    def __init__(self) -> None:
+        self.words: dict[int, Words] = {}
+        self.version = 0
+
+    def refresh(self, reader: BankReader, network: Network) -> None:
+        """Bring `words` up to what is stored now.
+
+        Raises:
+            BankMismatchError: a mask is damaged, or was evicted between two reads.
+        """
+        version = reader.version()
+        if version < self.version:  # a Redis that came back without its newest commits
+            self.words.clear()
+        changes = reader.changes()
+        changed = [i for i, at in changes.items() if at > self.version or i not in self.words]
+        fresh = reader.masks(network, changed)
+        self.words = {i: fresh[i] if i in fresh else self.words[i] for i in changes}
+        self.version = version
+
+
+class RedisStore(BankReader):
+    """Reads and writes a bank as its one trainer; `begin` gives it the right to write."""
 
     def __init__(self, client: redis.Redis, bank: str) -> None:
         super().__init__(client, bank)
-        self.epoch = 0
+        self.term = Term(0, "")
         self._newest = ""
         source = resources.files("daemon").joinpath("lua/commit.lua").read_text(encoding="utf-8")
         self._script = client.register_script(source)
 
-    def open(self, network: Network, owner: str) -> None:
-        """Create the bank, or prove that it is the same one; then become its only writer.
+    def open(self, network: Network) -> None:
+        """Create the bank, or prove that it is the same one.
 
         Raises:
             BankMismatchError: another spec (each differing field is named), or another fingerprint.
         """
         wanted = {**network.spec.to_text(), "fingerprint": network.fingerprint}
-        with _answers():
+        with answering():
             if not self.client.exists(self.keys.spec):
                 self._create(wanted)
             self._check_spec(network)
             self.check_fingerprint(network)
+
+    def begin(self, term: Term, network: Network) -> None:
+        """Write under this term from now on; what the settings may change about a bank is changed."""
+        self.term = term
+        self._newest = term.commit_id()
+        with answering():
             self.client.hset(self.keys.spec, "budget", network.spec.budget)
-            self.epoch = int(self.client.hincrby(self.keys.lease, "epoch", 1))
-            self._newest = f"{self.epoch}:"
-            lease = {"owner": owner, "since": int(time.time()), "commit": self._newest}
-            self.client.hset(self.keys.lease, mapping=lease)
 
     def _create(self, wanted: dict[str, str]) -> None:
         with self.client.pipeline() as pipe:
@@ -265,15 +303,16 @@ class RedisStore(BankReader):
                 "Use the bank's settings, or another --bank."
             )
 
-    def load(self, network: Network, optimiser: Optimiser) -> StoredBank:
-        """Everything a trainer goes on with.
+    def load(self, network: Network, optimiser: Optimiser, warm: WarmMasks | None = None) -> StoredBank:
+        """Everything a trainer goes on with; of masks that are `warm` only what changed since is read.
 
         Raises:
             BankMismatchError: something is missing, damaged or of another architecture.
         """
-        with _answers():
-            ids = self.mask_ids()
-            masks = self.masks(network, ids)
+        with answering():
+            warm = warm or WarmMasks()
+            warm.refresh(self, network)
+            masks, ids = warm.words, list(warm.words)
             texts = {int(text["id"]): text for text in self.stats_text(ids)}
             stats = {}
             for mask_id in ids:
@@ -294,21 +333,21 @@ class RedisStore(BankReader):
 
     def progress(self, topic: str, partition: int) -> dict[str, str]:
         """The stored progress of one partition; empty when it was never read."""
-        with _answers():
+        with answering():
             return _text(self.client.hgetall(self.keys.progress(topic, partition)))
 
     def commit(self, plan: CommitPlan, commit_id: str) -> int:
         """Write everything in the plan at once; returns the bank's new version.
 
-        The newest `commit_id` is remembered: the same one again is a repetition, and changes nothing.
+        The newest `commit_id` (of `Term.commit_id`) is remembered: the same again is a repetition and changes nothing.
 
         Raises:
             FencedError: another trainer has taken over.
-            LostGroundError: Redis does not hold the commit before this one.
+            RewoundError: Redis does not hold the commit before this one.
             UnavailableError: Redis is away, read-only or out of memory; nothing was written, or all of it was.
         """
         keys = [self.keys.lease, self.keys.version, self.keys.index, self.keys.events]
-        arguments: list[Value] = [self.epoch, commit_id, self._newest, ""]
+        arguments: list[Value] = [self.term.epoch, commit_id, self._newest, ""]
         writes: list[list[str | int]] = []
         for command, key, values in plan.writes:
             keys.append(key)
@@ -323,41 +362,10 @@ class RedisStore(BankReader):
                 "events_kept": EVENTS_KEPT,
             }
         )
-        with _answers():
+        with answering():
             version = int(self._script(keys=keys, args=arguments))
         self._newest = commit_id
         return version
-
-
-@contextmanager
-def _answers() -> Iterator[None]:
-    """Turn redis-py's errors into ours."""
-    try:
-        yield
-    except ResponseError as error:
-        if "FENCED" in str(error):
-            raise FencedError(f"another trainer has taken over this bank: {error}") from error
-        if "REWOUND" in str(error):
-            raise LostGroundError(
-                f"Redis has lost commits ({error}): it was emptied, or came back without its last seconds. Nothing was "
-                "written over it. Started again, the trainer goes on from what Redis holds and reads the rest again."
-            ) from error
-        _unavailable(error)
-    except (ConnectionError, TimeoutError, RedisError) as error:
-        _unavailable(error)
-
-
-@contextmanager
-def reading(key: str) -> Iterator[None]:
-    """Turn damaged bytes or text into a reason to stop that names the key."""
-    try:
-        yield
-    except (CodecError, LookupError, ValueError) as error:
-        raise BankMismatchError(f"{key}: {error}. Was it evicted or overwritten?") from error
-
-
-def _unavailable(error: RedisError) -> NoReturn:
-    raise UnavailableError(f"Redis does not take it: {error}") from error
 
 
 def _text(raw: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -127,10 +127,19 @@ class Settings(BaseModel):
     max_rows: int = Field(4096, ge=1, description="Batches with more rows are dead-lettered.")
     commit_every: int = Field(100, ge=1, description="Records between two commits.")
     commit_interval_s: float = Field(5.0, gt=0, description="Longest time between two commits, seconds.")
-    session_timeout_s: float = Field(10.0, ge=1, description="Kafka session timeout, seconds.")
+    dead_letters_in_a_row: int = Field(0, ge=0, description="Stop after so many records of no use in a row; 0: never.")
+    merge_wait_s: float = Field(
+        0.1, ge=0, le=60, description="How long a partition read to its end is waited for, to keep records in order."
+    )
+    lease_ttl_s: float = Field(5.0, ge=0.5, le=3600, description="After how long a silent trainer is taken for dead.")
+    session_timeout_s: float = Field(6.0, ge=1, description="Kafka session timeout, seconds.")
     max_poll_interval_s: float = Field(300.0, ge=1, description="Longest time between two polls, seconds.")
     connect_timeout_s: float = Field(10.0, gt=0, description="How long a server may take to answer at start, seconds.")
     patience_s: float = Field(60.0, ge=0, description="How long a server may be away while running, seconds.")
+    rebalance_budget_s: float = Field(
+        5.0, gt=0, description="How long a rebalance may wait for the step in hand before a warning, seconds."
+    )
+    stop_deadline_s: float = Field(20.0, gt=0, description="How long the end may take after SIGTERM, seconds.")
     create_topics: bool = Field(default=True, description="Create topics that are missing, with one partition.")
     burst: bool = Field(default=False, description="Stop when everything is read.")
 
