@@ -23,6 +23,7 @@ class Outgoing:
     headers: Headers = field(default_factory=lambda: list(ARROW))
     key: bytes | None = None
     partition: int = 0
+    timestamp_ms: int | None = None
 
 
 def batch(task: int, seed: int, rows: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +56,10 @@ def publish(kafka: str, topic: str, records: Sequence[Outgoing], *, max_request_
     producer = KafkaProducer(bootstrap_servers=kafka, max_request_size=max_request_size, linger_ms=5)
     try:
         sent = [
-            producer.send(topic, value=r.value, key=r.key, headers=r.headers, partition=r.partition) for r in records
+            producer.send(
+                topic, value=r.value, key=r.key, headers=r.headers, partition=r.partition, timestamp_ms=r.timestamp_ms
+            )
+            for r in records
         ]
         for future in sent:
             future.get(60)

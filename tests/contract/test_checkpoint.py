@@ -7,8 +7,10 @@ from itertools import islice
 import pytest
 from redis import Redis
 
-from daemon.checkpoint import Checkpointer, Partition
+from daemon.checkpoint import Checkpointer
 from daemon.errors import BankMismatchError, LostGroundError, UnavailableError
+from daemon.lease import Lease, Term, new_owner
+from daemon.records import Log, Partition
 from daemon.redis_keys import BankKeys
 from daemon.redis_store import RedisStore
 from supsup_online.learner import OnlineLearner
@@ -28,7 +30,10 @@ class Run:
     def __init__(self, redis: Redis, bank: str, **changed: object) -> None:
         self.learner = tiny.learner(**changed)
         self.store = RedisStore(redis, bank)
-        self.store.open(self.learner.network, "test")
+        self.store.open(self.learner.network)
+        term = Lease(redis, self.store.keys, new_owner(), 10.0).acquire(by_force=True)
+        assert isinstance(term, Term)
+        self.store.begin(term, self.learner.network)
         self.waits: list[int] = []
         self.checkpoint = Checkpointer(
             self.store, self.learner, lambda: self.waits.append(self.store.version()), every=10, interval_s=1e9
@@ -42,7 +47,7 @@ class Run:
             next_id=stored.totals.get("next_id", 0),
         )
         self.checkpoint.totals |= {name: stored.totals.get(name, 0) for name in self.checkpoint.totals}
-        self.assigned = self.checkpoint.assign(HERE, self.store.progress(HERE.topic, HERE.number), LOG, 0)
+        self.assigned = self.checkpoint.assign(HERE, self.store.progress(HERE.topic, HERE.number), Log(LOG, 0))
 
     def feed(self, batches: Iterator[Batch], count: int) -> None:
         """Apply the next batches, as the loop does with records."""
@@ -219,7 +224,7 @@ def test_damage_stops_the_start_and_names_the_key(
 
 def reassign(run: Run, log: str, start: int, *, new_log_is_fine: bool = False) -> int:
     run.checkpoint.new_log_is_fine = new_log_is_fine
-    return run.checkpoint.assign(HERE, run.store.progress(HERE.topic, HERE.number), log, start)
+    return run.checkpoint.assign(HERE, run.store.progress(HERE.topic, HERE.number), Log(log, start))
 
 
 @pytest.fixture
@@ -232,7 +237,7 @@ def committed(open_run: Callable[..., Run]) -> Run:
 
 
 def test_a_partition_never_read_starts_where_its_log_starts(committed: Run) -> None:
-    assert committed.checkpoint.assign(Partition("digits", 1), {}, LOG, 17) == 17
+    assert committed.checkpoint.assign(Partition("digits", 1), {}, Log(LOG, 17)) == 17
 
 
 def test_the_same_log_goes_on_at_the_stored_offset(committed: Run) -> None:
@@ -242,7 +247,7 @@ def test_the_same_log_goes_on_at_the_stored_offset(committed: Run) -> None:
 
 def test_a_position_set_by_a_person_needs_no_log_id(open_run: Callable[..., Run]) -> None:
     run = open_run()
-    assert run.checkpoint.assign(Partition("digits", 1), {"offset": "42"}, LOG, 0) == 42
+    assert run.checkpoint.assign(Partition("digits", 1), {"offset": "42"}, Log(LOG, 0)) == 42
 
 
 def test_records_lost_to_retention_are_counted(committed: Run) -> None:

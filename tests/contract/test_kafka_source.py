@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,9 +12,9 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from daemon.checkpoint import Partition, Position
 from daemon.errors import StopError, UnavailableError
-from daemon.kafka_source import KafkaSettings, KafkaSource, Record, create_topics, log_id
+from daemon.kafka_source import KafkaSettings, KafkaSource, create_topics, log_id
+from daemon.records import Log, Partition, Position, Record
 from daemon.side_topics import SideTopics
 from servers import create_topic, delete_topics
 from stage import SESSION_S
@@ -24,25 +24,45 @@ pytestmark = pytest.mark.integration
 
 
 @dataclass
-class Notes:
-    """Someone who knows how far the partitions were read, and writes down what it is asked."""
+class Reader:
+    """A source and the loop around it, as far as the source needs one: it settles, polls and takes what comes."""
 
+    source: KafkaSource
     offsets: dict[int, int] = field(default_factory=dict)
-    failures: int = 0
-    asked: list[tuple[int, str, int]] = field(default_factory=list)
-    taken: list[int] = field(default_factory=list)
+    placed: list[dict[int, Log]] = field(default_factory=list)
 
-    def assigned(self, partition: Partition, log_identity: str, start: int) -> int:
-        """Where to go on; fails as often as it should."""
-        if self.failures:
-            self.failures -= 1
-            raise UnavailableError("Redis is away for a moment")
-        self.asked.append((partition.number, log_identity, start))
-        return self.offsets.get(partition.number, start)
+    def settle(self) -> None:
+        """Go on at `offsets`, or where the log starts."""
+        self.source.hold()
+        try:
+            logs = self.source.logs()
+        except UnavailableError:
+            self.source.settle_again()
+            raise
+        self.source.place({p: self.offsets.get(p.number, log.start) for p, log in logs.items()})
+        if logs:
+            self.placed.append({partition.number: log for partition, log in logs.items()})
 
-    def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Write it down."""
-        self.taken += [partition.number for partition in partitions]
+    def round(self, timeout_s: float = 0.5) -> list[Record]:
+        """One round; what fails for the moment is tried again in the next, as the loop does."""
+        try:
+            if self.source.unsettled:
+                self.settle()
+            self.source.poll(timeout_s)
+            found = list(iter(self.source.next, None))
+        except UnavailableError:
+            return []
+        self.offsets |= {record.partition.number: record.offset + 1 for record in found}
+        return found
+
+    def read_until(self, enough: Callable[[list[Record]], bool]) -> list[Record]:
+        """Go round until the records are enough."""
+        records: list[Record] = []
+        deadline = time.monotonic() + 30
+        while not enough(records):
+            assert time.monotonic() < deadline, f"only {len(records)} records: {self}"
+            records += self.round()
+        return records
 
 
 def settings(kafka: str, topic: str, **changed: object) -> KafkaSettings:
@@ -59,25 +79,13 @@ def settings(kafka: str, topic: str, **changed: object) -> KafkaSettings:
 
 
 @contextmanager
-def source_of(kafka: str, topic: str) -> Iterator[KafkaSource]:
+def reader_of(kafka: str, topic: str, **offsets: int) -> Iterator[Reader]:
+    """A reader that goes on at `p0=...`."""
     source = KafkaSource(settings(kafka, topic))
     try:
-        yield source
+        yield Reader(source, {int(name[1:]): offset for name, offset in offsets.items()})
     finally:
         source.close()
-
-
-def read_until(source: KafkaSource, notes: Notes, enough: Callable[[list[Record]], bool]) -> list[Record]:
-    """Poll until the records are enough; what fails for the moment is tried again, as the loop does."""
-    records: list[Record] = []
-    deadline = time.monotonic() + 30
-    while not enough(records):
-        assert time.monotonic() < deadline, f"only {len(records)} records: {notes}"
-        try:
-            records += source.poll(notes)
-        except UnavailableError:
-            continue
-    return records
 
 
 def values(count: int, partition: int = 0) -> list[Outgoing]:
@@ -95,82 +103,69 @@ def two_partitions(kafka: str, topic: str) -> Iterator[str]:
 
 def test_records_are_read_from_the_given_position_on(kafka: str, topic: str) -> None:
     publish(kafka, topic, values(10))
-    notes = Notes({0: 4})
-    with source_of(kafka, topic) as source:
-        records = read_until(source, notes, lambda found: len(found) == 6)
+    with reader_of(kafka, topic, p0=4) as reader:
+        records = reader.read_until(lambda found: len(found) == 6)
         assert [record.offset for record in records] == list(range(4, 10))
         assert [record.value for record in records] == [b"0:%d" % i for i in range(4, 10)]
         assert {record.partition for record in records} == {Partition(topic, 0)}
-        assert notes.asked == [(0, log_id(settings(kafka, topic), topic), 0)]
-        assert source.poll(notes, timeout_s=0.1) == []
-        assert source.caught_up
+        assert reader.placed == [{0: Log(log_id(settings(kafka, topic), topic), 0)}]
+        assert reader.round(timeout_s=0.1) == []
+        assert reader.source.caught_up
 
 
 def test_the_groups_own_offsets_are_never_believed(kafka: str, topic: str) -> None:
     publish(kafka, topic, values(10))
-    with source_of(kafka, topic) as source:
-        read_until(source, Notes(), lambda found: len(found) == 10)
-        source.tell_group({Partition(topic, 0): Position(10)})
+    with reader_of(kafka, topic) as reader:
+        reader.read_until(lambda found: len(found) == 10)
+        reader.source.tell_group({Partition(topic, 0): Position(10)})
         time.sleep(0.5)
-    with source_of(kafka, topic) as source:
-        records = read_until(source, Notes({0: 2}), lambda found: len(found) >= 8)
+    with reader_of(kafka, topic, p0=2) as reader:
+        records = reader.read_until(lambda found: len(found) >= 8)
     assert [record.offset for record in records] == list(range(2, 10))
 
 
-@pytest.mark.parametrize("failures", [1, 3])
-def test_an_assignment_that_fails_is_tried_again_and_loses_nothing(
-    kafka: str, two_partitions: str, failures: int
-) -> None:
-    for partition in (0, 1):
-        publish(kafka, two_partitions, values(20, partition))
-    notes = Notes(failures=failures)
-    with source_of(kafka, two_partitions) as source:
-        records = read_until(source, notes, lambda found: len(found) >= 40)
-        assert source.poll(notes, timeout_s=0.1) == []
-    for partition in (0, 1):
-        assert [r.offset for r in records if r.partition.number == partition] == list(range(20))
-    assert notes.failures == 0
+def test_several_partitions_are_read_in_the_order_of_their_timestamps(kafka: str, two_partitions: str) -> None:
+    order = [0, 0, 1, 0, 1, 1, 1, 0] * 25
+    publish(
+        kafka,
+        two_partitions,
+        [Outgoing(b"%d" % i, [], partition=p, timestamp_ms=1000 + i) for i, p in enumerate(order)],
+    )
+    with reader_of(kafka, two_partitions) as reader:
+        records = reader.read_until(lambda found: len(found) == len(order))
+    assert [int(record.value or b"") for record in records] == list(range(len(order)))
 
 
 def test_a_source_that_knows_no_partition_is_not_caught_up(kafka: str, topic: str) -> None:
-    with source_of(kafka, topic) as source:
-        assert not source.caught_up
-        read_until(source, notes := Notes(), lambda _: bool(notes.asked))
-        read_until(source, notes, lambda _: source.caught_up)
+    with reader_of(kafka, topic) as reader:
+        assert not reader.source.caught_up
+        reader.read_until(lambda _: bool(reader.placed))
+        reader.read_until(lambda _: reader.source.caught_up)
 
 
 @pytest.mark.skipif(
     "SUPSUP_TEST_KAFKA" not in os.environ, reason="the embedded broker takes half a minute to rebalance"
 )
-def test_partitions_wander_to_a_second_member_and_no_record_is_lost(kafka: str, two_partitions: str) -> None:
-    first_notes, second_notes = Notes(), Notes()
-    applied: dict[int, int] = {0: 0, 1: 0}
-
-    def apply(records: list[Record]) -> None:
-        for record in records:
-            assert record.offset == applied[record.partition.number], "in order, without gap or repetition"
-            applied[record.partition.number] += 1
-        first_notes.offsets |= applied
-        second_notes.offsets |= applied
-
-    with ExitStack() as stack:
-        first = stack.enter_context(source_of(kafka, two_partitions))
-        for partition in (0, 1):
-            publish(kafka, two_partitions, values(30, partition))
-        read_until(first, first_notes, lambda found: len(found) >= 60 and not apply(found))
-        second = stack.enter_context(source_of(kafka, two_partitions))
-        deadline = time.monotonic() + 40
-        while not second_notes.asked or len(first_notes.asked) < 3:
-            assert time.monotonic() < deadline, (first_notes, second_notes)
-            apply(first.poll(first_notes, timeout_s=0.05))
-            apply(second.poll(second_notes, timeout_s=0.05))
-        for partition in (0, 1):
-            publish(kafka, two_partitions, values(30, partition))
-        while applied != {0: 60, 1: 60}:
-            assert time.monotonic() < deadline, (applied, first_notes, second_notes)
-            apply(first.poll(first_notes, timeout_s=0.05))
-            apply(second.poll(second_notes, timeout_s=0.05))
-    assert sorted(first_notes.taken) == [0, 1]
+def test_while_a_second_member_has_a_partition_nothing_is_read_and_afterwards_nothing_is_lost(
+    kafka: str, two_partitions: str
+) -> None:
+    for partition in (0, 1):
+        publish(kafka, two_partitions, values(30, partition))
+    with reader_of(kafka, two_partitions) as reader:
+        records = reader.read_until(lambda found: len(found) == 60)
+        with reader_of(kafka, two_partitions) as intruder:
+            deadline = time.monotonic() + 40
+            while not (reader.source.elsewhere and intruder.source.elsewhere):
+                assert time.monotonic() < deadline, (reader, intruder)
+                records += reader.round(0.05)
+                intruder.round(0.05)
+            for partition in (0, 1):
+                publish(kafka, two_partitions, values(30, partition))
+            for _ in range(20):
+                assert reader.round(0.05) == []
+        records += reader.read_until(lambda found: len(found) == 60)
+    for partition in (0, 1):
+        assert [r.offset for r in records if r.partition.number == partition] == list(range(60))
 
 
 def test_a_log_that_ends_with_the_mark_of_a_transaction_is_read_to_its_end(kafka: str, topic: str) -> None:
@@ -185,10 +180,10 @@ def test_a_log_that_ends_with_the_mark_of_a_transaction_is_read_to_its_end(kafka
         pytest.skip(f"this broker has no transactions: {error!r}")
     finally:
         producer.close(timeout=1)
-    with source_of(kafka, topic) as source:
-        records = read_until(source, notes := Notes(), lambda found: len(found) == 3)
+    with reader_of(kafka, topic) as reader:
+        records = reader.read_until(lambda found: len(found) == 3)
         assert [record.value for record in records] == [b"0", b"1", b"2"]
-        read_until(source, notes, lambda _: source.caught_up)
+        reader.read_until(lambda _: reader.source.caught_up)
 
 
 # -- side topics

@@ -9,9 +9,12 @@ import pytest
 from redis import Redis
 
 from daemon.errors import BankMismatchError, FencedError, LostGroundError, UnavailableError
+from daemon.lease import Lease, Term
 from daemon.redis_keys import BankKeys
-from daemon.redis_store import BankReader, CommitPlan, EventTail, RedisStore
+from daemon.redis_store import BankReader, CommitPlan, EventTail, RedisStore, WarmMasks
 from supsup_online import codec
+from supsup_online.optimisers import OptimiserChoice
+from supsup_online.stats import MaskStats
 from unit import tiny
 
 pytestmark = pytest.mark.integration
@@ -23,8 +26,16 @@ MASKS = tiny.random_masks(NETWORK, 4)
 @pytest.fixture
 def opened(redis_client: Redis, bank_name: str) -> RedisStore:
     """The store of a bank just created."""
-    store = RedisStore(redis_client, bank_name)
-    store.open(NETWORK, "first")
+    return writer(redis_client, bank_name, "first")
+
+
+def writer(redis: Redis, bank: str, owner: str) -> RedisStore:
+    """A store that has taken over the bank, from whoever had it."""
+    store = RedisStore(redis, bank)
+    store.open(NETWORK)
+    term = Lease(redis, store.keys, owner, 10.0).acquire(by_force=True)
+    assert isinstance(term, Term)
+    store.begin(term, NETWORK)
     return store
 
 
@@ -54,9 +65,8 @@ def test_a_new_bank_stores_its_spec_as_text_and_the_fingerprint_of_its_weights(o
 
 
 def test_a_bank_with_the_same_spec_opens_again_under_a_higher_epoch(opened: RedisStore, redis_client: Redis) -> None:
-    again = RedisStore(redis_client, opened.keys.bank)
-    again.open(NETWORK, "second")
-    assert again.epoch == opened.epoch + 1
+    again = writer(redis_client, opened.keys.bank, "second")
+    assert again.term.epoch == opened.term.epoch + 1
     assert again.lease()["owner"] == "second"
 
 
@@ -74,19 +84,23 @@ def test_another_spec_is_refused_and_the_difference_named(
     before = everything(redis_client, opened.keys.bank)
     other = RedisStore(redis_client, opened.keys.bank)
     with pytest.raises(BankMismatchError, match=named):
-        other.open(tiny.network(replace(NETWORK.spec, **change)), "other")
+        other.open(tiny.network(replace(NETWORK.spec, **change)))
     assert everything(redis_client, opened.keys.bank) == before, "nothing was touched, the lease least of all"
 
 
 def test_a_changed_budget_is_taken_over(opened: RedisStore, redis_client: Redis) -> None:
-    RedisStore(redis_client, opened.keys.bank).open(tiny.network(replace(NETWORK.spec, budget=99)), "second")
+    other = tiny.network(replace(NETWORK.spec, budget=99))
+    store = RedisStore(redis_client, opened.keys.bank)
+    store.open(other)
+    assert opened.spec().budget == NETWORK.spec.budget, "not before it is this trainer's turn"
+    store.begin(Term(2, "second"), other)
     assert opened.spec().budget == 99
 
 
 def test_weights_with_another_fingerprint_are_refused(opened: RedisStore, redis_client: Redis) -> None:
     redis_client.hset(opened.keys.spec, "fingerprint", "0" * 64)
     with pytest.raises(BankMismatchError, match=r"fingerprint .* its masks mean nothing here"):
-        RedisStore(redis_client, opened.keys.bank).open(NETWORK, "second")
+        writer(redis_client, opened.keys.bank, "second")
     with pytest.raises(BankMismatchError, match="fingerprint"):
         BankReader(redis_client, opened.keys.bank).network(NETWORK.spec)
 
@@ -143,8 +157,7 @@ def test_the_same_commit_id_twice_is_applied_once(opened: RedisStore, redis_clie
 
 def test_a_second_trainer_fences_the_first_one(opened: RedisStore, redis_client: Redis) -> None:
     opened.commit(plan_of(opened.keys, 1), "1:1")
-    second = RedisStore(redis_client, opened.keys.bank)
-    second.open(NETWORK, "second")
+    second = writer(redis_client, opened.keys.bank, "second")
     before = everything(redis_client, opened.keys.bank)
     with pytest.raises(FencedError, match="epoch 2 has taken over from 1"):
         opened.commit(plan_of(opened.keys, 2), "1:2")
@@ -156,7 +169,7 @@ def test_a_fenced_trainer_is_told_so_even_when_it_repeats_its_newest_commit(
     opened: RedisStore, redis_client: Redis
 ) -> None:
     opened.commit(plan_of(opened.keys, 1), "1:1")
-    RedisStore(redis_client, opened.keys.bank).open(NETWORK, "second")
+    writer(redis_client, opened.keys.bank, "second")
     with pytest.raises(FencedError):
         opened.commit(plan_of(opened.keys, 1), "1:1")
 
@@ -257,7 +270,7 @@ def test_a_redis_that_has_lost_the_newest_commit_is_not_written_over(opened: Red
     opened.commit(plan_of(opened.keys, 2), "1:2")
     for key, value in kept.items():  # as if it came back without its last second
         redis_client.restore(key, 0, value, replace=True)
-    with pytest.raises(LostGroundError, match=r"Redis has lost commits .*Started again, the trainer goes on"):
+    with pytest.raises(LostGroundError, match=r"Redis has lost commits .*Nothing was written over it"):
         opened.commit(plan_of(opened.keys, 3), "1:3")
     assert opened.totals() == {"number": 1}
 
@@ -268,3 +281,51 @@ def test_a_redis_that_was_emptied_is_not_written_to(opened: RedisStore, redis_cl
     with pytest.raises(LostGroundError, match="it was emptied"):
         opened.commit(plan_of(opened.keys, 2), "1:2")
     assert everything(redis_client, opened.keys.bank) == {}
+
+
+# -- standing by
+
+
+def test_warm_masks_read_only_what_changed(
+    opened: RedisStore, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, warm = BankReader(redis_client, opened.keys.bank), WarmMasks()
+    read: list[list[int]] = []
+    masks = reader.masks
+    monkeypatch.setattr(reader, "masks", lambda network, ids: (read.append(list(ids)), masks(network, ids))[1])
+    opened.commit(plan_of(opened.keys, 1, (0, 1, 2)), "1")
+    warm.refresh(reader, NETWORK)
+    opened.commit(plan_of(opened.keys, 2, (1,)), "2")
+    opened.commit(CommitPlan(removed=[2]), "3")
+    warm.refresh(reader, NETWORK)
+    warm.refresh(reader, NETWORK)
+    assert read == [[0, 1, 2], [1], []]
+    assert warm.version == 3
+    assert {i: words.tolist() for i, words in warm.words.items()} == {0: MASKS[1].tolist(), 1: MASKS[2].tolist()}
+
+
+def test_warm_masks_of_a_redis_that_lost_commits_are_read_again(opened: RedisStore, redis_client: Redis) -> None:
+    warm = WarmMasks()
+    opened.commit(plan_of(opened.keys, 1), "1")
+    kept = everything(redis_client, opened.keys.bank)
+    opened.commit(plan_of(opened.keys, 2), "2")
+    warm.refresh(opened, NETWORK)
+    for key, value in kept.items():
+        redis_client.restore(key, 0, value, replace=True)
+    warm.refresh(opened, NETWORK)
+    assert (warm.words[0] == MASKS[1]).all()
+
+
+def test_a_load_with_warm_masks_equals_one_without(opened: RedisStore) -> None:
+    warm, plan = WarmMasks(), plan_of(opened.keys, 1)
+    for mask_id in (0, 1):
+        plan.hset(opened.keys.stats(mask_id), MaskStats().to_text())
+    opened.commit(plan, "1")
+    warm.refresh(opened, NETWORK)
+    opened.commit(plan_of(opened.keys, 2, (1,)), "2")
+    cold = opened.load(NETWORK, OptimiserChoice().build())
+    mixed = opened.load(NETWORK, OptimiserChoice().build(), warm)
+    assert {i: words.tolist() for i, words in mixed.masks.items()} == {
+        i: words.tolist() for i, words in cold.masks.items()
+    }
+    assert (mixed.stats, mixed.totals, mixed.version) == (cold.stats, cold.totals, cold.version)

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from daemon.checkpoint import Checkpointer, Partition
+from daemon.checkpoint import Checkpointer
+from daemon.lease import Term
+from daemon.records import Log, Partition
 from daemon.redis_keys import BankKeys
 from daemon.redis_store import CommitPlan
 from supsup_online.types import Decision, Examined
@@ -20,7 +22,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.keys = BankKeys("fake")
-        self.epoch = 4
+        self.term = Term(4, "me")
         self.commits: list[tuple[str, CommitPlan]] = []
 
     def commit(self, plan: CommitPlan, commit_id: str) -> int:
@@ -37,7 +39,7 @@ def store() -> FakeStore:
 def checkpointer(store: FakeStore, **changed: object) -> Checkpointer:
     options = {"every": 3, "interval_s": 1e9, "before_commit": lambda: None} | changed
     found = Checkpointer(store=store, learner=tiny.learner(), **options)
-    found.assign(HERE, {}, "log", 10)
+    found.assign(HERE, {}, Log("log", 10))
     return found
 
 
@@ -87,12 +89,12 @@ def test_a_commit_is_due_after_so_long_but_only_if_there_is_something(
     assert not checkpoint.due, "the clock starts anew with each commit"
 
 
-def test_the_commit_id_names_the_epoch_and_the_record_count(store: FakeStore) -> None:
+def test_the_commit_id_names_the_term_and_the_record_count(store: FakeStore) -> None:
     checkpoint = checkpointer(store)
     for offset in (10, 11):
         checkpoint.advance(HERE, offset)
         checkpoint.commit()
-    assert [commit_id for commit_id, _ in store.commits] == ["4:1", "4:2"]
+    assert [commit_id for commit_id, _ in store.commits] == ["4:me:1", "4:me:2"]
 
 
 def test_positions_name_the_next_offset_and_the_log(store: FakeStore) -> None:
@@ -108,7 +110,7 @@ def test_positions_name_the_next_offset_and_the_log(store: FakeStore) -> None:
 
 def test_partitions_that_did_not_move_are_not_written(store: FakeStore) -> None:
     checkpoint = checkpointer(store)
-    checkpoint.assign(Partition("digits", 1), {}, "log", 0)
+    checkpoint.assign(Partition("digits", 1), {}, Log("log", 0))
     checkpoint.advance(HERE, 10)
     checkpoint.commit()
     [(_, plan)] = store.commits

@@ -16,12 +16,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon import checkpoint, cli_bank, demo, settings
-from daemon.checkpoint import COUNTERS, Checkpointer, Partition
+from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.cli import cli
 from daemon.errors import ExitCode
-from daemon.kafka_source import Record
 from daemon.loop import StopRequest, TrainerLoop
 from daemon.observe import Observer
+from daemon.records import Partition, Record
 from daemon.redis_keys import BankKeys
 from daemon.redis_store import RedisStore
 from daemon.settings import NAMES, Settings, flag, variable

@@ -1,7 +1,6 @@
 """`KafkaSource` where a real broker cannot be made to misbehave; the rest is in tests/contract/test_kafka_source.py."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +9,11 @@ from kafka import TopicPartition
 from kafka.errors import CorruptRecordError, KafkaConnectionError, KafkaError
 
 from daemon import kafka_source
-from daemon.checkpoint import Partition
 from daemon.errors import LostGroundError, UnavailableError, UnreadableError
-from daemon.kafka_source import KafkaSettings, KafkaSource, Record
+from daemon.kafka_source import KafkaSettings, KafkaSource
+from daemon.records import Log, Partition, Record
 
-SETTINGS = KafkaSettings(("k:1",), ("t",), "g", 2**20, 10.0, 60.0, 1.0)
+SETTINGS = KafkaSettings(("k:1",), ("t",), "g", 2**20, 10.0, 60.0, 1.0, merge_wait_s=0.0)
 P0, P1 = TopicPartition("t", 0), TopicPartition("t", 1)
 
 
@@ -25,8 +24,12 @@ class FakeConsumer:
         self.logs: dict[TopicPartition, list[int]] = {P0: list(range(100)), P1: list(range(100))}
         self.starts = {P0: 0, P1: 0}
         self.at: dict[TopicPartition, int] = {}
+        self.known = {0}
+        self.silent_s = 0.0
+        self.stopped: set[TopicPartition] = set()
         self.polls_that_fail: list[KafkaError] = []
         self.starts_that_fail: list[KafkaError] = []
+        self.size = 1
 
     def subscribe(self, *, listener: Any, **_: object) -> None:
         """Remember whom to tell."""
@@ -35,23 +38,52 @@ class FakeConsumer:
     def assign(self, *partitions: TopicPartition) -> None:
         """What the group would do: give partitions, fetching from their beginning until told otherwise."""
         self.at |= dict.fromkeys(partitions, 0)
+        self.known |= {place.partition for place in partitions}
         self.listener.on_partitions_assigned(partitions)
+
+    def take_away(self, place: TopicPartition) -> None:
+        """What the group would do."""
+        del self.at[place]
+        self.listener.on_partitions_revoked([place])
 
     def assignment(self) -> set[TopicPartition]:
         """All partitions given."""
         return set(self.at)
 
+    def partitions_for_topic(self, _: str) -> set[int]:
+        """All partitions there are."""
+        return self.known
+
     def poll(self, **_: object) -> dict[TopicPartition, list[Any]]:
         """Two records of each partition."""
         if self.polls_that_fail:
             raise self.polls_that_fail.pop(0)
-        found = {p: [o for o in log if o >= self.at[p]][:2] for p, log in self.logs.items() if p in self.at}
+        active = self.at.keys() - self.stopped
+        found = {p: [o for o in log if o >= self.at[p]][:2] for p, log in self.logs.items() if p in active}
         self.at |= {p: offsets[-1] + 1 for p, offsets in found.items() if offsets}
-        return {p: [raw(p, offset) for offset in offsets] for p, offsets in found.items() if offsets}
+        return {p: [raw(p, o, value=b"v" * self.size) for o in offsets] for p, offsets in found.items() if offsets}
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Go there."""
+        if partition not in self.at:
+            raise ValueError("Unassigned partition")
         self.at[partition] = offset
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Hold still."""
+        self.stopped |= set(partitions)
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Go on."""
+        self.stopped -= set(partitions)
+
+    def paused(self) -> set[TopicPartition]:
+        """Those that hold still."""
+        return self.stopped
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """When the group was heard of last."""
+        return {"consumer-coordinator-metrics": {"last-heartbeat-seconds-ago": self.silent_s}}
 
     def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         """Where the logs start."""
@@ -70,32 +102,8 @@ class FakeConsumer:
 
 def raw(partition: TopicPartition, offset: int, **changed: object) -> SimpleNamespace:
     """A record as kafka-python gives it."""
-    values = {"key": None, "value": b"v", "headers": [], "timestamp": 0} | changed
+    values = {"key": None, "value": b"v", "headers": [], "timestamp": offset} | changed
     return SimpleNamespace(topic=partition.topic, partition=partition.partition, offset=offset, **values)
-
-
-@dataclass
-class Notes:
-    """Knows positions; may be unable to say them."""
-
-    offsets: dict[int, int] = field(default_factory=dict)
-    failures: dict[int, int] = field(default_factory=dict)
-    revocations_that_fail: int = 0
-    taken: list[int] = field(default_factory=list)
-
-    def assigned(self, partition: Partition, _log: str, start: int) -> int:
-        """Say the position, or fail."""
-        if self.failures.get(partition.number, 0):
-            self.failures[partition.number] -= 1
-            raise UnavailableError("Redis is away")
-        return self.offsets.get(partition.number, start)
-
-    def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Note it, or fail."""
-        if self.revocations_that_fail:
-            self.revocations_that_fail -= 1
-            raise UnavailableError("Redis is away")
-        self.taken += [partition.number for partition in partitions]
 
 
 @pytest.fixture
@@ -105,131 +113,229 @@ def source(monkeypatch: pytest.MonkeyPatch) -> KafkaSource:
     return KafkaSource(SETTINGS)
 
 
-def offsets(records: list[Record], partition: int = 0) -> list[int]:
-    return [record.offset for record in records if record.partition.number == partition]
+def settle(source: KafkaSource, **positions: int) -> None:
+    """What the loop does when the group has changed; positions by name: `p0=7`."""
+    source.hold()
+    logs = source.logs()
+    source.place({partition: positions.get(f"p{partition.number}", found.start) for partition, found in logs.items()})
+
+
+def handed_on(source: KafkaSource) -> list[tuple[int, int]]:
+    """(partition, offset) of everything it hands on now."""
+    found: list[Record] = list(iter(source.next, None))
+    return [(record.partition.number, record.offset) for record in found]
+
+
+def polled(source: KafkaSource, times: int = 1) -> list[tuple[int, int]]:
+    """What so many polls bring."""
+    for _ in range(times):
+        source.poll()
+    return handed_on(source)
 
 
 def test_records_fetched_before_the_position_is_known_are_dropped(source: KafkaSource) -> None:
-    notes = Notes({0: 7})
     source._consumer.assign(P0)
-    assert source.poll(notes) == []
-    assert offsets(source.poll(notes)) == [7, 8]
+    assert polled(source) == []
+    settle(source, p0=7)
+    assert polled(source) == [(0, 7), (0, 8)]
 
 
-def test_a_new_partition_that_cannot_be_placed_costs_the_others_no_record(source: KafkaSource) -> None:
-    notes = Notes({0: 0, 1: 5})
+def test_the_logs_are_told_with_their_ids_and_starts(source: KafkaSource) -> None:
+    source._consumer.starts[P0] = 3
     source._consumer.assign(P0)
-    source.poll(notes)
-    assert offsets(source.poll(notes)) == [0, 1]
+    assert source.logs() == {Partition("t", 0): Log("log", 3)}
+
+
+def test_two_partitions_are_read_in_the_order_of_their_timestamps(source: KafkaSource) -> None:
+    source._consumer.assign(P0, P1)
+    settle(source)
+    assert polled(source, 2) == [(p, offset) for offset in range(4) for p in (0, 1)][:7]
+
+
+def test_after_a_change_of_the_group_nothing_is_handed_on_until_it_is_placed(source: KafkaSource) -> None:
+    source._consumer.assign(P0)
+    settle(source)
+    source.poll()
     source._consumer.assign(P1)
-    notes.failures = {1: 2}
-    for _ in range(2):
-        with pytest.raises(UnavailableError):
-            source.poll(notes)
-    records = [record for _ in range(3) for record in source.poll(notes)]
-    assert offsets(records, 0) == list(range(2, 8))
-    assert offsets(records, 1) == list(range(5, 9)), "placed at the third try"
+    assert source.unsettled
+    assert source.next() is None
+    settle(source, p0=1, p1=5)
+    assert not source.unsettled
+    assert polled(source, 3)[:3] == [(0, 1), (0, 2), (0, 3)], "what was fetched and not handed on comes again"
+
+
+def test_a_change_during_placing_is_settled_again(source: KafkaSource) -> None:
+    source._consumer.assign(P0, P1)
+    source.hold()
+    logs = source.logs()
+    source._consumer.take_away(P1)
+    source.place(dict.fromkeys(logs, 0))
+    assert source.unsettled
+    assert polled(source) == []
+
+
+def test_it_holds_still_while_another_member_has_some_of_the_partitions(source: KafkaSource) -> None:
+    source._consumer.known = {0, 1}
+    source._consumer.assign(P0)
+    source.hold()
+    assert source.logs() == {}
+    source.place({})
+    assert source.unsettled, "looked at again"
+    assert source.elsewhere == "t:1"
+    assert polled(source) == []
+    source._consumer.assign(P1)
+    settle(source)
+    assert source.elsewhere == ""
+    assert (0, 0) in polled(source)
 
 
 def test_a_broker_that_fails_while_placing_is_asked_again(source: KafkaSource) -> None:
-    notes = Notes({0: 3})
     source._consumer.assign(P0)
     source._consumer.starts_that_fail = [KafkaConnectionError()]
     with pytest.raises(UnavailableError):
-        source.poll(notes)
-    source.poll(notes)
-    assert offsets(source.poll(notes)) == [3, 4]
+        settle(source, p0=3)
+    source.settle_again()
+    assert source.unsettled
+    settle(source, p0=3)
+    assert polled(source) == [(0, 3), (0, 4)]
 
 
-def test_a_revocation_that_cannot_be_committed_is_told_again(source: KafkaSource) -> None:
-    notes = Notes()
-    source._consumer.assign(P0, P1)
-    source.poll(notes)
-    source.poll(notes)
-    source._consumer.listener.on_partitions_revoked([P1])
-    del source._consumer.at[P1]
-    notes.revocations_that_fail = 1
-    with pytest.raises(UnavailableError):
-        source.poll(notes)
-    assert notes.taken == []
-    records = source.poll(notes)
-    assert notes.taken == [1]
-    assert offsets(records, 0) == [2, 3], "the records of the failed poll came again"
-    assert offsets(records, 1) == []
+def test_a_partition_far_ahead_is_paused_until_half_of_it_is_handed_on(source: KafkaSource) -> None:
+    source._consumer.logs[P0] = list(range(1000))
+    source._consumer.assign(P0)
+    settle(source)
+    for _ in range(100):
+        source.poll()
+    assert source._consumer.paused() == {P0}
+    assert source._merge.amount(Partition("t", 0))[0] == 128
+    for _ in range(63):
+        source.next()
+    source.poll()
+    assert source._consumer.paused() == {P0}
+    source.next()
+    source.poll()
+    assert source._consumer.paused() == set()
+
+
+def test_large_records_pause_a_partition_by_their_bytes(source: KafkaSource) -> None:
+    source._consumer.size = 3 * 2**20
+    source._consumer.assign(P0)
+    settle(source)
+    for _ in range(10):
+        source.poll()
+    assert source._merge.amount(Partition("t", 0)) == (4, 12 * 2**20)
 
 
 def test_a_gap_of_compaction_is_none(source: KafkaSource) -> None:
     source._consumer.logs[P0] = [0, 1, 5, 9]
     source._consumer.assign(P0)
-    notes = Notes()
-    source.poll(notes)
-    assert offsets([record for _ in range(2) for record in source.poll(notes)]) == [0, 1, 5, 9]
+    settle(source)
+    assert polled(source, 2) == [(0, 0), (0, 1), (0, 5), (0, 9)]
 
 
 def test_a_log_whose_start_has_overtaken_the_position_is_lost_ground(source: KafkaSource) -> None:
     source._consumer.assign(P0)
-    notes = Notes()
-    source.poll(notes)
-    source.poll(notes)
+    settle(source)
+    polled(source)
     source._consumer.logs[P0], source._consumer.starts[P0] = list(range(50, 60)), 50
     with pytest.raises(LostGroundError, match=r"t:0 was read up to offset 2, but its log now starts at 50"):
-        source.poll(notes)
+        source.poll()
 
 
 def test_a_log_that_ends_before_the_position_is_lost_ground(source: KafkaSource) -> None:
     # The client jumps back to the start by itself then; records from there were applied long ago.
     source._consumer.assign(P0)
-    notes = Notes({0: 40})
-    source.poll(notes)
+    settle(source, p0=40)
     source._consumer.at[P0] = 0
     with pytest.raises(LostGroundError, match=r"t:0 was read up to offset 40, but its log ends before"):
-        source.poll(notes)
+        source.poll()
 
 
 def test_a_poll_that_fails_is_an_answer_for_later(source: KafkaSource) -> None:
     source._consumer.assign(P0)
-    notes = Notes()
-    source.poll(notes)
+    settle(source)
     source._consumer.polls_that_fail = [KafkaConnectionError("gone")]
-    with pytest.raises(UnavailableError, match="Kafka does not answer"):
-        source.poll(notes)
-    assert offsets(source.poll(notes)) == [0, 1]
+    with pytest.raises(UnavailableError, match="Kafka does not answer") as caught:
+        source.poll()
+    assert caught.value.server == "kafka"
+    assert polled(source) == [(0, 0), (0, 1)]
+
+
+def test_records_that_could_not_be_taken_in_come_again(source: KafkaSource) -> None:
+    source._consumer.logs[P1] = [5, 6]
+    source._consumer.assign(P0, P1)
+    settle(source, p0=0, p1=3)
+    source._consumer.starts_that_fail = [KafkaConnectionError()]
+    with pytest.raises(UnavailableError):
+        source.poll()  # is the gap before 5 one of compaction? The broker did not say.
+    found = polled(source, 4)
+    assert [offset for partition, offset in found if partition == 0] == list(range(len(found) - 2))
+    assert [offset for partition, offset in found if partition == 1] == [5, 6]
+
+
+def test_a_broker_that_takes_no_heartbeat_is_away(source: KafkaSource) -> None:
+    source._consumer.silent_s = 11.0
+    source.poll()  # no member of the group yet
+    source._consumer.assign(P0)
+    settle(source)
+    with pytest.raises(UnavailableError, match="no heartbeat for 11 s"):
+        source.poll()
+    source._consumer.silent_s = 9.0
+    source.poll()
 
 
 def test_an_unreadable_record_far_before_the_position_is_no_matter(source: KafkaSource) -> None:
     # Until it is told the position, the client reads from the start of the log.
     source._consumer.assign(P0)
     source._consumer.polls_that_fail = [CorruptRecordError()]
-    notes = Notes({0: 7})
-    assert source.poll(notes) == []
-    assert offsets(source.poll(notes)) == [7, 8]
+    source.poll()
+    settle(source, p0=7)
+    assert polled(source) == [(0, 7), (0, 8)]
 
 
 def test_an_unreadable_record_behind_the_position_is_told_with_its_place(source: KafkaSource) -> None:
     source._consumer.assign(P0)
-    notes = Notes({0: 7})
-    source.poll(notes)
+    settle(source, p0=7)
     source._consumer.polls_that_fail = [CorruptRecordError()]
     with pytest.raises(UnreadableError, match=r"lies behind one of: t:0 from 7\. To skip it"):
-        source.poll(notes)
+        source.poll()
 
 
 def test_caught_up_means_every_assigned_partition(source: KafkaSource) -> None:
     assert not source.caught_up
     source._consumer.logs = {P0: [0, 1], P1: [0, 1, 2, 3]}
     source._consumer.assign(P0, P1)
-    notes = Notes()
-    source.poll(notes)
-    assert not source.caught_up
-    source.poll(notes)
+    settle(source)
+    polled(source)
     assert not source.caught_up, "one partition goes on"
-    source.poll(notes)
+    source.poll()
+    assert source.waiting
+    assert not source.caught_up, "records wait"
+    handed_on(source)
     assert source.caught_up
 
 
-def test_headers_without_a_value_are_read_as_empty(source: KafkaSource) -> None:
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda source: source._pause_and_resume(),
+        lambda source: source._fetch_again([P1]),
+        lambda source: source.place({Partition("t", 1): 3}),
+    ],
+    ids=["pausing", "going back", "placing"],
+)
+def test_a_partition_taken_away_in_the_same_moment_does_no_harm(
+    source: KafkaSource, act: Callable[[KafkaSource], None]
+) -> None:
+    source._consumer.assign(P0, P1)
+    settle(source)
+    source._consumer.take_away(P1)
+    act(source)
+    assert source.unsettled
+
+
+def test_headers_without_a_value_are_read_as_empty() -> None:
     # Kafka allows them; no producer of kafka-python makes them.
-    source._next[P0] = 0
-    [record] = source._accepted(P0, [raw(P0, 0, headers=[("a", None), ("a", b"1")], key=b"k")])
+    record = kafka_source._record(Partition("t", 0), raw(P0, 0, headers=[("a", None), ("a", b"1")], key=b"k"))
     assert record.headers == (("a", b""), ("a", b"1"))
     assert (record.partition, record.key, record.value) == (Partition("t", 0), b"k", b"v")

@@ -1,302 +1,335 @@
-"""The main loop, between a source that plays records from a list and a store that takes every commit."""
+"""The poll loop and its training thread, between a source that plays rounds from a list and a store that takes all."""
 
-import json
-from collections.abc import Sequence
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from daemon.checkpoint import Checkpointer, Partition, Position
-from daemon.errors import FencedError, UnavailableError, UnreadableError
-from daemon.kafka_source import Record
+from daemon.apply import Applier
+from daemon.checkpoint import Checkpointer
+from daemon.errors import FencedError, LostGroundError, StopError, UnavailableError, UnreadableError
 from daemon.loop import StopRequest, TrainerLoop
-from daemon.redis_keys import BankKeys
-from daemon.redis_store import CommitPlan
-from daemon.side_topics import Headers
-from supsup_online import wire
+from daemon.records import Log, Partition, Position, Record
 from unit import tiny
-
-HERE = Partition("digits", 0)
-LIMITS = wire.RecordLimits((4, 4), tiny.CLASSES, max_bytes=10_000, max_rows=100)
+from unit.test_apply import HERE, LIMITS, FakeSide, FakeStore, record
 
 
 @dataclass
-class Stage:
-    """What happened, in order, and what is still to fail."""
+class Script:
+    """A source that plays rounds: each poll brings records, fails, changes the group (logs), or does something else."""
 
-    polls: list[list[Record] | Exception]
-    diary: list[Any] = field(default_factory=list)
-    commits_that_fail: list[Exception] = field(default_factory=list)
-    stop: StopRequest = field(default_factory=StopRequest)
-    stop_at: int | None = None
+    rounds: deque[list[Record] | Exception | dict[Partition, Log] | Callable[[], object]]
+    diary: list[Any]
+    stop: StopRequest
+    ends: bool = True
+    idle: Callable[[], bool] = lambda: True
+    placed: list[Mapping[Partition, int]] = field(default_factory=list)
+    _ready: deque[Record] = field(default_factory=deque)
+    _group: dict[Partition, Log] | None = None
 
-    # source
-    def poll(self, _: TrainerLoop) -> list[Record]:
-        """The next piece of the script; at its end the request to stop."""
-        if not self.polls:
-            self.stop.signal = "SIGTERM"
-            return []
-        piece = self.polls.pop(0)
+    def poll(self, _: float) -> None:
+        """The next round; once all of the script is applied, the request to stop."""
+        if self._group is not None:
+            return
+        if not self.rounds:
+            if self.ends and not self._ready and self.idle():
+                self.stop.signal = "SIGTERM"
+            return
+        piece = self.rounds.popleft()
         if isinstance(piece, Exception):
             raise piece
-        return piece
+        if isinstance(piece, dict):
+            self._group = piece
+        elif callable(piece):
+            piece()
+        else:
+            self._ready.extend(piece)
+
+    def next(self) -> Record | None:
+        """The next record."""
+        return self._ready.popleft() if self._ready and not self.unsettled else None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is one."""
+        return bool(self._ready)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the group has changed."""
+        return self._group is not None
+
+    def hold(self) -> None:
+        """Forget what is ready."""
+        self.diary.append("hold")
+        self._ready.clear()
+
+    def logs(self) -> dict[Partition, Log]:
+        """The partitions given."""
+        return self._group or {}
+
+    def settle_again(self) -> None:
+        """It is still unsettled."""
+        self.diary.append("again")
+
+    def place(self, positions: Mapping[Partition, int]) -> None:
+        """Settled."""
+        self.placed.append(dict(positions))
+        self._group = None
 
     @property
     def caught_up(self) -> bool:
         """Whether the script is played."""
-        return not self.polls
+        return not self.rounds and not self._ready and not self.unsettled
 
-    def tell_group(self, positions: dict[Partition, Position]) -> None:
+    def tell_group(self, positions: Mapping[Partition, Position]) -> None:
         """Note it."""
         self.diary.append(("group", positions[HERE].offset if HERE in positions else None))
 
-    # side topics
-    def send(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, *, may_be_cut: bool = False
-    ) -> None:
-        """Note it."""
-        self.diary.append(("send", topic, key, value, headers, may_be_cut))
 
-    def wait(self) -> None:
-        """Note it."""
-        self.diary.append(("wait",))
+@dataclass
+class Play:
+    """A loop and everything around it."""
 
-    # store
-    keys = BankKeys("fake")
-    epoch = 1
+    loop: TrainerLoop
+    source: Script
+    store: FakeStore
+    applier: Applier
 
-    def commit(self, _: CommitPlan, commit_id: str) -> int:
-        """Note it, unless it is to fail."""
-        if self.commits_that_fail:
-            raise self.commits_that_fail.pop(0)
-        self.diary.append(("commit", commit_id))
-        return 1
-
-    def progress(self, _topic: str, _partition: int) -> dict[str, str]:
-        """Nothing was read before."""
-        return {}
-
-    def sent(self, side: str) -> list[Any]:
-        """What went to a side topic."""
-        return [entry[1:] for entry in self.diary if entry[0] == "send" and entry[1] == f"digits{side}"]
-
-    def steps(self) -> list[str]:
-        """The kinds of what happened."""
-        return [entry[0] for entry in self.diary]
+    @property
+    def records(self) -> int:
+        """Records applied."""
+        return self.applier.checkpoint.totals["records"]
 
 
-def record(
-    offset: int, value: bytes | None = None, *, key: bytes | None = None, headers: Headers | None = None
-) -> Record:
-    """A record; by default a labelled batch of task 0."""
-    if value is None:
-        [batch] = tiny.permuted(0)(1, offset)
-        value = wire.encode_arrow(batch.x, batch.y)
-    return Record(HERE, offset, key, value, tuple(headers or ()), 1234)
+def play(
+    rounds: Sequence[Any], *, every: int = 100, interval_s: float = 1e9, ends: bool = True, **options: Any
+) -> Play:
+    diary: list[Any] = []
+    store = FakeStore(diary)
+    learner = tiny.learner()
+    side = FakeSide(diary)
+    checkpoint = Checkpointer(store, learner, side.wait, every=every, interval_s=interval_s)
+    checkpoint.assign(HERE, {}, Log("log", 0))
+    stop = StopRequest()
+    source = Script(deque(rounds), diary, stop, ends)
+    values: dict[str, Any] = {
+        "still_leading": lambda: None,
+        "burst": False,
+        "patience_s": 0.0,
+        "stop_deadline_s": 10.0,
+        "rebalance_budget_s": 10.0,
+    }
+    applier = Applier(learner, side, checkpoint, patience_s=options.get("patience_s", 0.0), max_bytes=10_000)
+    loop = TrainerLoop(source, applier, LIMITS, stop, **(values | options))
+    source.idle = lambda: loop.training.idle and loop._in_hand is None
+    return Play(loop, source, store, applier)
 
 
-def loop_over(
-    polls: Sequence[list[Record] | Exception],
-    *,
-    burst: bool = False,
-    every: int = 100,
-    patience_s: float = 0.0,
-    **settings: Any,
-) -> tuple[TrainerLoop, Stage]:
-    stage = Stage(list(polls))
-    learner = tiny.learner(**settings)
-    checkpoint = Checkpointer(stage, learner, stage.wait, every=every, interval_s=1e9)
-    checkpoint.assign(HERE, {}, "log", 0)
-    return TrainerLoop(stage, stage, learner, checkpoint, LIMITS, stage.stop, burst, patience_s), stage
+def slowly(applier: Applier, before: Callable[[], None]) -> None:
+    """Have something done before each step."""
+    step = applier.learner.step
+
+    def slow(batch: Any) -> Any:
+        before()
+        return step(batch)
+
+    applier.learner.step = slow  # type: ignore[method-assign]
 
 
-def test_side_topics_then_the_bank_then_the_group() -> None:
-    loop, stage = loop_over([[record(0), record(1, b"garbage")]])
-    loop.run()
-    assert stage.steps() == ["send", "wait", "commit", "group"]
-    assert stage.diary[-1] == ("group", 2)
-
-
-def test_a_commit_comes_after_so_many_records_and_at_the_end() -> None:
-    loop, stage = loop_over([[record(i) for i in range(5)]], every=2)
-    loop.run()
-    assert [entry for entry in stage.diary if entry[0] == "commit"] == [
-        ("commit", "1:2"),
-        ("commit", "1:4"),
-        ("commit", "1:5"),
+def test_everything_handed_on_is_applied_in_order_committed_and_told() -> None:
+    found = play([[record(i) for i in range(20)], [record(i) for i in range(20, 40)]], every=15)
+    found.loop.run()
+    assert found.records == 40
+    assert [entry for entry in found.source.diary if entry[0] == "commit"] == [
+        ("commit", f"1:me:{n}") for n in (15, 30, 40)
     ]
+    assert found.source.diary[-1] == ("group", 40)
 
 
 def test_a_request_to_stop_is_heard_after_the_batch_in_hand() -> None:
-    loop, stage = loop_over([[record(i) for i in range(5)]])
-    step = loop.learner.step
+    found = play([[record(i) for i in range(50)]])
+    begun: list[int] = []
 
-    def step_and_stop(batch: Any) -> Any:
-        if loop.learner.steps == 1:
-            stage.stop.signal = "SIGTERM"
-        return step(batch)
+    def stop_at_the_second() -> None:
+        begun.append(len(begun))
+        if len(begun) == 2:
+            found.loop.stop.signal = "SIGTERM"
+            time.sleep(0.2)  # the loop hears it meanwhile
 
-    loop.learner.step = step_and_stop  # type: ignore[method-assign]
-    loop.run()
-    assert loop.checkpoint.totals["records"] == 2
-    assert stage.diary[-1] == ("group", 2), "and it is committed"
+    slowly(found.applier, stop_at_the_second)
+    found.loop.run()
+    assert 2 <= found.records <= 3, "at most one more was begun before the loop had heard"
+    assert found.source.diary[-1] == ("group", found.records), "and it is committed"
 
 
-def test_a_burst_ends_when_everything_is_read() -> None:
-    loop, stage = loop_over([[record(0)], [], [record(1)], [], []], burst=True)
-    loop.run()
-    assert loop.checkpoint.totals["records"] == 2
-    assert not stage.stop.requested()
+def test_an_end_that_takes_too_long_is_an_error_and_commits_nothing() -> None:
+    found = play([[record(0)]], ends=False, stop_deadline_s=0.1)
+    release = threading.Event()
+
+    def hang() -> None:
+        found.loop.stop.signal = "SIGTERM"
+        release.wait(10)
+
+    slowly(found.applier, hang)
+    with pytest.raises(StopError, match=r"not committed within 0\.1 s \(--stop-deadline-s\) of SIGTERM"):
+        found.loop.run()
+    release.set()
+    assert found.loop.training.ended(10)
+    assert "commit" not in found.store.kinds()
+
+
+def test_a_burst_ends_when_everything_is_read_and_applied() -> None:
+    found = play([[record(0)], [], [record(1)], []], burst=True)
+    found.loop.run()
+    assert found.records == 2
+    assert not found.loop.stop.requested()
+    assert found.source.diary[-1] == ("group", 2)
+
+
+def test_what_gathered_is_committed_after_a_while_though_no_record_comes() -> None:
+    found = play([[record(0)]], interval_s=0.05, ends=False)
+    thread = threading.Thread(target=found.loop.run)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while ("group", 1) not in found.source.diary and time.monotonic() < deadline:
+        time.sleep(0.01)
+    found.loop.stop.signal = "SIGTERM"
+    thread.join(10)
+    assert [entry for entry in found.source.diary if entry[0] == "commit"] == [("commit", "1:me:1")]
+
+
+def test_no_more_than_two_decoded_records_wait_for_the_step_in_hand() -> None:
+    found = play([[record(i) for i in range(50)]])
+    waiting: list[int] = []
+    slowly(found.applier, lambda: (time.sleep(0.005), waiting.append(len(found.loop.training._line))))
+    found.loop.run()
+    assert max(waiting) == 2
+
+
+# -- servers that are away
 
 
 def test_a_broker_that_is_away_for_a_while_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.loop.time.sleep", lambda _: None)
+    monkeypatch.setattr("daemon.loop._AWAY_PAUSE_S", 0.0)
     away = UnavailableError("away")
-    loop, _ = loop_over([[record(0)], away, away, [record(1)], away, [record(2)]], patience_s=100)
-    loop.run()
-    assert loop.checkpoint.totals["records"] == 3
+    found = play([[record(0)], away, away, [record(1)], away, [record(2)]], patience_s=100)
+    found.loop.run()
+    assert found.records == 3
 
 
 def test_patience_with_a_broker_counts_from_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("daemon.loop.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("daemon.loop.time.sleep", lambda _: now.__setitem__(0, now[0] + 6))
+    monkeypatch.setattr("daemon.loop._AWAY_PAUSE_S", 0.06)
     away = UnavailableError("away")
-    loop, stage = loop_over([away, away, [record(0)], away, away, away, [record(1)]], patience_s=10)
+    found = play([away, [record(0)], away, away, away, away, [record(1)]], patience_s=0.1)
     with pytest.raises(UnavailableError, match="away"):
-        loop.run()
-    assert loop.checkpoint.totals["records"] == 1
-    assert "commit" not in stage.steps(), "whoever gives up commits nothing"
-
-
-def test_what_lies_before_an_unreadable_record_is_committed_before_the_end() -> None:
-    loop, stage = loop_over([[record(0), record(1)], UnreadableError("behind digits:0 from 2")])
-    with pytest.raises(UnreadableError):
-        loop.run()
-    assert stage.diary[-2:] == [("commit", "1:2"), ("group", 2)]
-
-
-def test_a_commit_is_tried_again_while_redis_is_away() -> None:
-    loop, stage = loop_over([[record(0)]], patience_s=30)
-    stage.commits_that_fail = [UnavailableError("loading"), UnavailableError("loading")]
-    step = stage.stop
-    loop.stop = StopRequest()  # asked to stop, it would not wait
-    loop.source.poll(loop)
-    loop.apply(record(0))
-    loop.commit()
-    assert stage.steps() == ["wait", "wait", "wait", "commit", "group"]
-    assert not step.requested()
+        found.loop.run()
+    assert found.records == 1
+    assert "commit" not in found.store.kinds(), "whoever gives up commits nothing"
 
 
 def test_patience_with_redis_ends() -> None:
-    loop, stage = loop_over([[record(0)]], patience_s=0.01)
-    stage.commits_that_fail = [UnavailableError("loading")] * 1000
+    found = play([[record(0)]], every=1, ends=False, patience_s=0.2)
+    found.store.commits_that_fail = [UnavailableError("loading", "redis")] * 1000
     with pytest.raises(UnavailableError, match="loading"):
-        loop.run()
-    assert "group" not in stage.steps()
+        found.loop.run()
+    assert all(entry[0] != "group" for entry in found.source.diary)
+
+
+def test_a_stop_while_redis_is_away_does_not_wait_for_it() -> None:
+    found = play([[record(0)]], patience_s=1000)
+    found.store.commits_that_fail = [UnavailableError("loading", "redis")] * 1000
+    with pytest.raises(UnavailableError, match="loading"):
+        found.loop.run()
 
 
 def test_a_fenced_trainer_stops_at_once_and_tells_the_group_nothing() -> None:
-    loop, stage = loop_over([[record(0)]], patience_s=30)
-    stage.commits_that_fail = [FencedError("epoch 2 has taken over")]
+    found = play([[record(0)]], patience_s=30)
+    found.store.commits_that_fail = [FencedError("epoch 2 has taken over")]
     with pytest.raises(FencedError):
-        loop.run()
-    assert "group" not in stage.steps()
+        found.loop.run()
+    assert all(entry[0] != "group" for entry in found.source.diary)
 
 
-def test_partitions_taken_away_are_committed_first() -> None:
-    loop, stage = loop_over([])
-    loop.apply(record(0))
-    loop.revoked([HERE])
-    assert stage.steps() == ["wait", "commit", "group"]
-    assert stage.diary[-1] == ("group", 1)
-    assert HERE not in loop.checkpoint.positions
+def test_a_lost_lease_stops_the_loop_and_nothing_is_committed_any_more() -> None:
+    def lost() -> None:
+        if found.records:
+            raise FencedError("epoch 2 has taken over")
+
+    found = play([[record(0)]], ends=False, still_leading=lost)
+    with pytest.raises(FencedError):
+        found.loop.run()
+    assert "commit" not in found.store.kinds()
 
 
-def test_a_partition_is_taken_up_where_the_store_says() -> None:
-    loop, _ = loop_over([])
-    assert loop.assigned(Partition("digits", 1), "log", 7) == 7
+def test_what_lies_before_an_unreadable_record_is_committed_before_the_end() -> None:
+    found = play([[record(i) for i in range(40)], UnreadableError("behind digits:0 from 40")])
+    with pytest.raises(UnreadableError):
+        found.loop.run()
+    assert found.source.diary[-1] == ("group", 40)
 
 
-def test_a_partition_lost_without_a_word_is_committed_before_its_position_is_read_again() -> None:
-    loop, stage = loop_over([])
-    loop.apply(record(0))
-    loop.assigned(HERE, "log", 0)
-    assert stage.steps() == ["wait", "commit", "group"]
+# -- the group changes
 
 
-@pytest.mark.parametrize(("key", "value"), [(None, None), (b"k", None), (None, b"")])
-def test_a_record_of_nothing_is_put_aside(key: bytes | None, value: bytes | None) -> None:
-    loop, stage = loop_over([])
-    loop.apply(Record(HERE, 0, key, value, (), 1234))
-    [(_, sent_key, sent_value, headers, may_be_cut)] = stage.sent(".dlq")
-    assert (sent_key, sent_value) == (key, value)
-    assert dict(headers)["reason"] == b"empty"
-    assert may_be_cut
-    assert loop.checkpoint.positions[HERE].offset == 1
+def test_partitions_go_on_where_the_store_says() -> None:
+    there = Partition("digits", 1)
+    found = play([{HERE: Log("log", 0), there: Log("log", 7)}, [record(0)]])
+    found.loop.run()
+    assert found.source.placed == [{HERE: 0, there: 7}]
+    assert found.records == 1
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [[("content-type", b"")], [("content-type", b"text/plain"), ("content-type", wire.ARROW_CONTENT_TYPE.encode())]],
-    ids=["empty", "doubled"],
-)
-def test_odd_headers_do_no_harm(headers: Headers) -> None:
-    loop, _ = loop_over([])
-    loop.apply(record(0, headers=headers))
-    assert loop.checkpoint.totals["batches"] == 1
+def test_what_was_applied_is_committed_before_a_position_is_believed() -> None:
+    found = play([[record(i) for i in range(5)], [], {HERE: Log("log", 0)}, [record(5)]])
+    slowly(found.applier, lambda: time.sleep(0.01))
+    found.store.stored = {"offset": "0", "log": "log"}
+    found.loop.run()
+    first = next(entry for entry in found.source.diary if entry[0] == "commit")
+    assert found.source.diary.index("hold") < found.source.diary.index(first)
+    assert found.source.placed == [{HERE: int(first[1].rpartition(":")[2])}], "no record is applied twice or left out"
 
 
-def test_a_content_type_that_is_no_text_is_refused_like_any_other() -> None:
-    loop, stage = loop_over([])
-    loop.apply(record(0, headers=[("content-type", b"\xff\xfe")]))
-    assert dict(stage.sent(".dlq")[0][3])["reason"] == b"content-type"
+def test_a_change_of_the_group_waits_for_the_step_in_hand_while_the_loop_polls_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr("daemon.loop.log.warning", lambda event, **_: warnings.append(event))
+    begun = threading.Event()
+    found = play([[record(0)], lambda: begun.wait(10), {HERE: Log("log", 0)}], rebalance_budget_s=0.05)
+    polls: list[bool] = []
+    poll = found.source.poll
+    monkeypatch.setattr(found.source, "poll", lambda wait: (polls.append(found.source.unsettled), poll(wait)))
+    slowly(found.applier, lambda: (begun.set(), time.sleep(0.3)))
+    found.loop.run()
+    assert warnings == ["rebalance.slow"]
+    assert sum(polls) >= 3, "it polled while it waited"
+    assert found.records == 1
 
 
-@pytest.mark.parametrize(
-    "odd", [{"key": b"k" * 2000}, {"headers": [("h", b"v" * 70_000)]}], ids=["endless key", "endless header"]
-)
-def test_keys_and_headers_have_limits_too(odd: dict[str, Any]) -> None:
-    loop, stage = loop_over([])
-    loop.apply(record(0, **odd))
-    [(_, key, _, headers, _)] = stage.sent(".dlq")
-    assert dict(headers)["reason"] == b"too-large"
-    assert len(key or b"") <= 1024
+def test_a_broker_that_cannot_say_where_logs_start_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.loop._AWAY_PAUSE_S", 0.0)
+    found = play([{HERE: Log("log", 0)}, [record(0)]], patience_s=10)
+    answers: list[Any] = [UnavailableError("away"), UnavailableError("away"), {HERE: Log("log", 0)}]
+
+    def logs() -> dict[Partition, Log]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(found.source, "logs", logs)
+    found.loop.run()
+    assert found.source.diary.count("again") == 2
+    assert found.records == 1
 
 
-def test_an_unlabelled_record_is_answered_without_training() -> None:
-    loop, stage = loop_over([])
-    for offset in range(20):
-        loop.apply(record(offset))
-    before = tiny.whole_state(loop.learner)
-    [batch] = tiny.permuted(0)(1, 99)
-    loop.apply(record(20, wire.encode_arrow(batch.x), key=b"who"))
-    [(_, key, value, headers, _)] = stage.sent(".predictions")
-    answer = json.loads(value)
-    assert key == b"who"
-    assert (answer["task"], len(answer["labels"])) == (0, 32)
-    assert dict(headers)["source-offset"] == b"20"
-    assert tiny.whole_state(loop.learner) == before
-    assert (loop.checkpoint.totals["answered"], loop.checkpoint.totals["batches"]) == (1, 20)
-
-
-def test_an_unlabelled_record_before_anything_was_learnt_is_put_aside() -> None:
-    loop, stage = loop_over([])
-    [batch] = tiny.permuted(0)(1)
-    loop.apply(record(0, wire.encode_arrow(batch.x)))
-    headers = dict(stage.sent(".dlq")[0][3])
-    assert headers["reason"] == b"no-mask"
-    assert b"nothing has been learnt yet" in headers["error"]
-    assert not stage.sent(".predictions")
-
-
-def test_a_batch_without_room_is_handed_on_as_it_came() -> None:
-    loop, stage = loop_over([])
-    loop.learner.bank.budget = 0
-    came = record(0, key=b"k", headers=[("a", b"1"), ("a", b"2")])
-    loop.apply(came)
-    [(_, key, value, headers, may_be_cut)] = stage.sent(".overflow")
-    assert (key, value, headers[:2]) == (came.key, came.value, [("a", b"1"), ("a", b"2")])
-    assert not may_be_cut, "all of it or nothing"
-    assert loop.checkpoint.totals["overflowed"] == 1
+def test_a_position_that_does_not_fit_the_log_stops_the_loop() -> None:
+    found = play([{HERE: Log("log", 9)}])
+    found.store.stored = {"offset": "4", "log": "log"}
+    with pytest.raises(LostGroundError, match="retention has removed 5 records"):
+        found.loop.run()

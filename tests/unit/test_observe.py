@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.checkpoint import Partition
-from daemon.kafka_source import Record
 from daemon.observe import ROLLING_BATCHES, Observer
+from daemon.records import Partition, Record
 from supsup_online.types import Decision, Examined, StepResult
 
 RECORD = Record(Partition("digits", 3), 17, b"k", b"", (), 0)
