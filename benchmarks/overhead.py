@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from daemon import bootstrap, kafka_source, logs, publisher
+from daemon.apply import Applier
 from daemon.checkpoint import Checkpointer
 from daemon.embedded import EmbeddedServers
-from daemon.loop import StopRequest, TrainerLoop
+from daemon.loop import StopRequest
 from daemon.observe import Observer
 from daemon.settings import Settings
 from supsup_online import wire
@@ -88,7 +89,10 @@ def main() -> None:
             settings.kafka, settings.topic[0], publisher.from_scenario(scenario, plan, given.rows, "arrow", keyed=False)
         )
         learner = OnlineLearner(Network.build(settings.bank_spec()), settings.learner())
-        loop = bootstrap.assemble(stack, settings, learner, StopRequest())
+        store = bootstrap.connect_store(stack, settings)
+        store.open(learner.network)
+        loop = bootstrap.take_over(stack, settings, store, learner, StopRequest())
+        assert loop is not None
         begun = time.perf_counter()
         loop.run()
         spent["wall"] = time.perf_counter() - begun
@@ -103,7 +107,7 @@ def instrument() -> None:
         "decode": [(wire, "decode")],
         "commit": [(Checkpointer, "commit")],
         "log": [(Observer, "batch")],
-        "apply": [(TrainerLoop, "apply")],
+        "apply": [(Applier, "apply")],
     }
     for name, places in parts.items():
         for owner, attribute in places:
@@ -113,7 +117,7 @@ def instrument() -> None:
 def show(learner: OnlineLearner, given: argparse.Namespace) -> None:
     """The table, and benchmarks/results/overhead.json."""
     per_batch = {name: 1e3 * seconds / given.batches for name, seconds in spent.items()}
-    outside = per_batch["apply"] - per_batch["training"] + per_batch["commit"]
+    outside = per_batch["apply"] - per_batch["training"] + per_batch["decode"] + per_batch["commit"]
     floor = floor_ms(learner.network, given.rows)
     print(f"\n{given.batches} batches of {given.rows}, {given.tasks} tasks, {torch.get_num_threads()} threads\n")
     print("| per batch | ms | over the training step |\n|---|---|---|")

@@ -49,7 +49,7 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
         except SpecError as error:
             raise ConfigError(str(error)) from error
         while not _serve_a_term(settings, network, stop):
-            log.warning("bank.rewound", advice="what Redis has lost is read from Kafka again")
+            pass  # what Redis has lost is read from Kafka again
 
 
 def _serve_a_term(settings: Settings, network: Network, stop: StopRequest) -> bool:

@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Literal
 
+import stamina.instrumentation
 import structlog
 
 
@@ -23,5 +24,6 @@ def configure(log_format: Literal["auto", "json", "text"] = "auto", level: str =
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    stamina.instrumentation.set_on_retry_hooks([])  # `server.away` says what is tried again, and why
     # kafka-python reports each reconnect attempt; our own events say what a person needs.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)

@@ -16,14 +16,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon import checkpoint, cli_bank, demo, settings
+from daemon.apply import Applier
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.cli import cli
 from daemon.errors import ExitCode
-from daemon.loop import StopRequest, TrainerLoop
 from daemon.observe import Observer
 from daemon.records import Partition, Record
 from daemon.redis_keys import BankKeys
-from daemon.redis_store import RedisStore
 from daemon.settings import NAMES, Settings, flag, variable
 from supsup_online import codec
 from supsup_online.errors import BadBatchError
@@ -200,7 +199,7 @@ def test_the_schema_has_every_key_and_no_other():
         ("### `spec`", [*BankSpec().to_text(), "fingerprint"]),
         ("### `stats:<id>`", [*MaskStats().to_text(), "density"]),
         ("### `totals`", [*COUNTERS, "steps", "next_id"]),
-        ("### `lease`", ["epoch", "owner", "since", "commit"]),
+        ("### `lease`", ["epoch", "owner", "since", "expires_ms", "commit"]),
         ("### `progress:<topic>:<partition>`", ["offset", "log", f"{checkpoint.STREAM_FIELD}<name>"]),
     ],
 )
@@ -217,10 +216,9 @@ def test_the_schema_tells_what_the_state_of_a_stream_holds():
 
 
 def test_the_lease_fields_are_those_of_the_code():
-    source = Path(sys.modules[RedisStore.__module__].__file__).with_name("lua") / "commit.lua"
-    text = source.read_text() + Path(sys.modules[RedisStore.__module__].__file__).read_text()
-    for name in ("epoch", "owner", "since", "commit"):
-        assert re.search(rf"['\"]{name}['\"]", text)
+    source = (ROOT / "daemon" / "lua" / "lease.lua").read_text()
+    written = set(re.findall(r"'(\w+)', (?:epoch|ARGV|clock|now)", source))
+    assert set(named(section(REFERENCE / "redis.md", "### `lease`").partition("\n## ")[0])) == written
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
@@ -331,7 +329,7 @@ def test_the_logs_page_has_every_field_of_a_batch():
 
 def test_the_records_page_has_every_reason_and_no_other():
     reasons = set()
-    for name in ("supsup_online/wire.py", "supsup_online/learner.py", "daemon/loop.py"):
+    for name in ("supsup_online/wire.py", "supsup_online/learner.py", "daemon/apply.py"):
         for node in ast.walk(ast.parse((ROOT / name).read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "BadBatchError":
                 words = [n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)]
@@ -342,21 +340,12 @@ def test_the_records_page_has_every_reason_and_no_other():
 def test_the_records_page_has_the_headers_of_every_side_topic():
     sent = {}
     side = SimpleNamespace(send=lambda topic, _key, _value, headers, **_: sent.update({topic: dict(headers)}))
-    learner = SimpleNamespace(streams={})
-    loop = TrainerLoop(
-        source=None,
-        side=side,
-        learner=learner,
-        checkpoint=SimpleNamespace(totals={"dead_lettered": 0}, note_stream=lambda *_: None),
-        limits=RecordLimits((1,), 2, max_bytes=2),
-        stop=StopRequest(),
-        burst=True,
-        patience_s=0.0,
-    )
+    checkpoint = SimpleNamespace(totals={"dead_lettered": 0}, store=SimpleNamespace(keys=BankKeys("b")))
+    applier = Applier(SimpleNamespace(streams={}), side, checkpoint, patience_s=0.0, max_bytes=2)
     with capture_logs():
-        loop._dead_letter(RECORD, BadBatchError("shape", "a sentence"))
-    loop._deliver(RECORD, StepResult("t/0", 1, None, trained=False, decision=None))
-    loop._deliver(RECORD, StepResult("t/0", 1, 3, trained=False, decision=None, entropy=1.0))
+        applier._dead_letter(RECORD, BadBatchError("shape", "a sentence"))
+    applier._deliver(RECORD, StepResult("t/0", 1, None, trained=False, decision=None))
+    applier._deliver(RECORD, StepResult("t/0", 1, 3, trained=False, decision=None, entropy=1.0))
     table = section(REFERENCE / "records.md", "## Side topics")
     documented = {cells[0].strip("`"): [bool(cell) for cell in cells[1:]] for cells in rows(table) if "`" in cells[0]}
     topics = ("t.dlq", "t.overflow", "t.predictions")
