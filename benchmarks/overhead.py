@@ -92,7 +92,8 @@ def main() -> None:
         store = bootstrap.connect_store(stack, settings)
         store.open(learner.network)
         loop = bootstrap.take_over(stack, settings, store, learner, StopRequest())
-        assert loop is not None
+        if loop is None:
+            return
         begun = time.perf_counter()
         loop.run()
         spent["wall"] = time.perf_counter() - begun

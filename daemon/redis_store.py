@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
 from redis.retry import Retry
 
 from daemon.errors import BankMismatchError, ConfigError, UnavailableError
@@ -363,7 +363,11 @@ class RedisStore(BankReader):
             }
         )
         with answering():
-            version = int(self._script(keys=keys, args=arguments))
+            try:
+                version = int(self._script(keys=keys, args=arguments))
+            except ReadOnlyError:
+                self.client.connection_pool.disconnect()  # a name may lead to another server by now
+                raise
         self._newest = commit_id
         return version
 

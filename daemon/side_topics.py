@@ -1,13 +1,15 @@
 """The way out: dead letters, overflow and answers, sent at once and awaited before a commit."""
 
+import contextlib
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 from kafka import KafkaProducer
-from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
-from daemon.errors import StopError
+from daemon.errors import StopError, UnavailableError
 from daemon.kafka_source import KafkaSettings, answering, reachable
 
 log = structlog.get_logger()
@@ -19,16 +21,16 @@ _TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 Headers = list[tuple[str, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A record on its way."""
+@dataclass(slots=True)
+class _Outgoing:
+    """A record on its way; without a future it has yet to be handed to the client."""
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: Headers
     may_be_cut: bool
-    future: Any
+    future: Any = None
 
 
 class SideTopics:
@@ -51,12 +53,12 @@ class SideTopics:
                 max_block_ms=int(settings.connect_timeout_s * 1000),
                 bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
             )
-        self._sent: list[_Sent] = []
+        self._line: deque[_Outgoing] = deque()
 
     def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, *, may_be_cut: bool = False
     ) -> None:
-        """Hand a record to the producer; `wait` tells when the broker has it.
+        """Put a record in line; `wait` tells when the broker has it. A broker that is away is `wait`'s matter, too.
 
         Args:
             topic: where to.
@@ -67,39 +69,54 @@ class SideTopics:
         """
         if key is None and value is None:
             value = b""  # Kafka takes a record of neither, kafka-python does not
-        with answering():
-            future = self._producer.send(topic, value=value, key=key, headers=headers)
-        self._sent.append(_Sent(topic, key, value, headers, may_be_cut, future))
+        behind_unsent = bool(self._line) and self._line[-1].future is None
+        self._line.append(_Outgoing(topic, key, value, headers, may_be_cut))
+        if not behind_unsent:  # or it would arrive before those in front of it
+            with contextlib.suppress(UnavailableError):
+                self._hand_over(self._line[-1])
 
     def wait(self, timeout_s: float = 60.0) -> None:
-        """Return once everything sent is acknowledged.
+        """Return once everything in line is acknowledged, in its order.
 
         Raises:
-            UnavailableError: the broker did not acknowledge; the commit must not happen.
+            UnavailableError: the broker did not acknowledge; the commit must not happen. Called again, it sends what
+                failed and everything behind it again.
             StopError: it refuses a record that must arrive whole.
         """
-        if not self._sent:
-            return
-        with answering():
-            self._producer.flush(timeout=timeout_s)
-            for sent in self._sent:
+        for outgoing in self._line:
+            if outgoing.future is None:
+                self._hand_over(outgoing)
+        while self._line:
+            first = self._line[0]
+            with answering():
                 try:
-                    sent.future.get(timeout=timeout_s)
+                    first.future.get(timeout=timeout_s)
                 except _TOO_LARGE:
-                    self._send_beginning(sent).get(timeout=timeout_s)
-        self._sent.clear()
+                    self._send_beginning(first).get(timeout=timeout_s)
+                except KafkaError:
+                    if first.future.failed():  # else it is still on its way
+                        for outgoing in self._line:
+                            outgoing.future = None
+                    raise
+            self._line.popleft()
 
-    def _send_beginning(self, sent: _Sent) -> Any:
-        size = len(sent.value or b"")
-        if not sent.may_be_cut:
-            raise StopError(
-                f"the broker refuses a record of {size} bytes for {sent.topic} as too large: raise max.message.bytes "
-                "of that topic (kafka-configs --alter) and start again"
+    def _hand_over(self, outgoing: _Outgoing) -> None:
+        with answering():
+            outgoing.future = self._producer.send(
+                outgoing.topic, value=outgoing.value, key=outgoing.key, headers=outgoing.headers
             )
-        headers = [(name, value[:KEPT_OF_OVERSIZED]) for name, value in sent.headers[-_KEPT_HEADERS:]]
+
+    def _send_beginning(self, outgoing: _Outgoing) -> Any:
+        size = len(outgoing.value or b"")
+        if not outgoing.may_be_cut:
+            raise StopError(
+                f"the broker refuses a record of {size} bytes for {outgoing.topic} as too large: raise "
+                "max.message.bytes of that topic (kafka-configs --alter) and start again"
+            )
+        headers = [(name, value[:KEPT_OF_OVERSIZED]) for name, value in outgoing.headers[-_KEPT_HEADERS:]]
         headers.append(("truncated-from", str(size).encode()))
-        log.warning("record.truncated", topic=sent.topic, bytes=size)
-        return self._producer.send(sent.topic, value=(sent.value or b"")[:KEPT_OF_OVERSIZED], headers=headers)
+        log.warning("record.truncated", topic=outgoing.topic, bytes=size)
+        return self._producer.send(outgoing.topic, value=(outgoing.value or b"")[:KEPT_OF_OVERSIZED], headers=headers)
 
     def close(self) -> None:
         """Close without waiting for what was not acknowledged: it is not committed either."""
