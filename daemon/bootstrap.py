@@ -9,15 +9,21 @@ from types import FrameType
 
 import structlog
 import torch
+from prometheus_client import disable_created_metrics
 
 from daemon import kafka_source, redis_store
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
 from daemon.errors import ConfigError
+from daemon.health import AliveFile, Health
+from daemon.http import HttpServer, token_of
 from daemon.kafka_source import KafkaSettings, KafkaSource
 from daemon.loop import DEAD_LETTER, OVERFLOW, PREDICTIONS, StopRequest, TrainerLoop
+from daemon.metrics import TrainerMetrics
 from daemon.settings import Settings
 from daemon.side_topics import SideTopics
+from daemon.systemd import Notifier
+from daemon.telemetry import Telemetry
 from supsup_online import __version__
 from supsup_online.errors import SpecError
 from supsup_online.learner import OnlineLearner
@@ -40,6 +46,7 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
         torch.set_num_threads(settings.threads)
     with ExitStack() as stack:
         stop = stack.enter_context(_stopped_by_signals())
+        telemetry = start_telemetry(stack, settings)
         if settings.embedded:
             settings = _with_servers(stack, settings, announce)
         try:
@@ -47,13 +54,40 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
             learner = OnlineLearner(network, settings.learner())
         except SpecError as error:
             raise ConfigError(str(error)) from error
-        loop = assemble(stack, settings, learner, stop)
+        loop = assemble(stack, settings, learner, stop, telemetry)
         log.info("trainer.ready", version=__version__, bank=settings.bank, masks=len(learner.bank), budget=spec.budget)
+        telemetry.started("leader")
         loop.run()
         log.info("trainer.stopped", records=loop.checkpoint.totals["records"], masks=len(learner.bank))
 
 
-def assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop: StopRequest) -> TrainerLoop:
+def start_telemetry(stack: ExitStack, settings: Settings) -> Telemetry:
+    """Health, metrics and the service manager, from the first second on; `stack` ends them.
+
+    Raises:
+        ConfigError: the HTTP address needs a token or is taken, or the alive file cannot be written.
+    """
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
+    telemetry = Telemetry(
+        health=Health(settings.livez_limit_s),
+        metrics=TrainerMetrics(settings.bank),
+        manager=Notifier.from_environment(),
+        alive_file=AliveFile(settings.alive_file) if settings.alive_file is not None else None,
+    )
+    stack.callback(telemetry.close)
+    if settings.http_port:
+        token = token_of(settings)
+        stack.enter_context(HttpServer(telemetry, host=settings.http_host, port=settings.http_port, token=token))
+    return telemetry
+
+
+def assemble(
+    stack: ExitStack,
+    settings: Settings,
+    learner: OnlineLearner,
+    stop: StopRequest,
+    telemetry: Telemetry | None = None,
+) -> TrainerLoop:
     """Connect everything, take over the stored bank, and return the loop ready to run; `stack` closes the clients.
 
     Raises:
@@ -77,18 +111,23 @@ def assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop:
         interval_s=settings.commit_interval_s,
         new_log_is_fine=settings.embedded,
     )
-    _restore(store, learner, checkpoint)
+    telemetry = telemetry or Telemetry()
+    _restore(store, learner, checkpoint, telemetry)
     source = KafkaSource(kafka)
     stack.callback(source.close)
     limits = RecordLimits(settings.input_shape, settings.classes, settings.max_record_bytes, settings.max_rows)
-    return TrainerLoop(source, side, learner, checkpoint, limits, stop, settings.burst, settings.patience_s)
+    return TrainerLoop(source, side, learner, checkpoint, limits, stop, settings.burst, settings.patience_s, telemetry)
 
 
-def _restore(store: redis_store.RedisStore, learner: OnlineLearner, checkpoint: Checkpointer) -> None:
+def _restore(
+    store: redis_store.RedisStore, learner: OnlineLearner, checkpoint: Checkpointer, telemetry: Telemetry
+) -> None:
     bank = store.load(learner.network, learner.trainer.optimiser)
     totals = bank.totals
     learner.restore(bank.masks, bank.stats, bank.hot, steps=totals.get("steps", 0), next_id=totals.get("next_id", 0))
     checkpoint.totals |= {name: totals.get(name, 0) for name in COUNTERS}
+    budget = learner.bank.budget
+    telemetry.restored(version=bank.version, masks=len(learner.bank), budget=budget, totals=checkpoint.totals)
     if bank.masks:
         log.info("bank.loaded", bank=store.keys.bank, masks=len(bank.masks), hot=len(bank.hot), version=bank.version)
 

@@ -210,6 +210,10 @@ class KafkaSource:
         # The client's position is ahead where a transaction's mark, which is no record, ends the log.
         return None if end is None else max(0, end - max(self._next[partition], position or 0))
 
+    def lags(self) -> dict[Partition, int | None]:
+        """The lag of every partition that has a position; see `lag`."""
+        return {Partition(p.topic, p.partition): self.lag(p) for p in self._next.keys() & self._consumer.assignment()}
+
     def tell_group(self, positions: dict[Partition, Position]) -> None:
         """Write group offsets, for lag tools; nothing depends on it, so it is not waited for."""
         offsets = {

@@ -18,8 +18,8 @@ import structlog
 from daemon.checkpoint import Checkpointer, Partition
 from daemon.errors import UnavailableError, UnreadableError
 from daemon.kafka_source import KafkaSource, Record
-from daemon.observe import Observer
 from daemon.side_topics import KEPT_OF_OVERSIZED, Headers, SideTopics
+from daemon.telemetry import Telemetry
 from supsup_online import wire
 from supsup_online.errors import BadBatchError
 from supsup_online.learner import OnlineLearner
@@ -61,6 +61,7 @@ class TrainerLoop:
         stop: set from a signal handler; heard after the batch in hand.
         burst: stop by itself when everything is read.
         patience_s: how long the broker or Redis may be away before the loop gives up.
+        telemetry: who is told what happens.
     """
 
     source: KafkaSource
@@ -71,7 +72,7 @@ class TrainerLoop:
     stop: StopRequest
     burst: bool
     patience_s: float
-    observer: Observer = field(default_factory=Observer)
+    telemetry: Telemetry = field(default_factory=Telemetry)
     _unreachable_since: float | None = None
 
     def run(self) -> None:
@@ -82,7 +83,9 @@ class TrainerLoop:
         """
         while not self.stop.requested():
             records = self._poll()
+            self.telemetry.lags(self.source.lags())
             for record in records:
+                self.telemetry.beat()
                 self.apply(record)
                 if self.checkpoint.due:
                     self.commit()
@@ -94,6 +97,7 @@ class TrainerLoop:
                 break
         if self.stop.requested():
             log.info("trainer.stopping", signal=self.stop.signal)
+            self.telemetry.become("stopping")
         self.commit()
 
     def apply(self, record: Record) -> None:
@@ -109,7 +113,7 @@ class TrainerLoop:
         else:
             self._deliver(record, result)
             self._count(result)
-            self.observer.batch(record, result, decode_s=decoded - begun, step_s=stepped - decoded)
+            self.telemetry.batch(record, result, decode_s=decoded - begun, step_s=stepped - decoded)
         self.checkpoint.advance(record.partition, record.offset)
 
     def commit(self) -> None:
@@ -124,10 +128,19 @@ class TrainerLoop:
                 version = self.checkpoint.commit()
         if version is not None:
             self.source.tell_group(self.checkpoint.positions)
-            log.debug("bank.committed", version=version, records=records, seconds=round(time.perf_counter() - begun, 6))
+            seconds = time.perf_counter() - begun
+            bank = self.learner.bank
+            self.telemetry.committed(
+                seconds, version=version, masks=len(bank), budget=bank.budget, totals=self.checkpoint.totals
+            )
+            log.debug("bank.committed", version=version, records=records, seconds=round(seconds, 6))
 
     def _worth_retrying(self, error: Exception) -> bool:
-        return isinstance(error, UnavailableError) and not self.stop.requested()
+        if not isinstance(error, UnavailableError):
+            return False
+        self.telemetry.beat()
+        self.telemetry.retried(error)
+        return not self.stop.requested()
 
     def assigned(self, partition: Partition, log_identity: str, start: int) -> int:
         """A partition was given to this trainer: where to go on.
@@ -147,12 +160,14 @@ class TrainerLoop:
 
     def _poll(self) -> list[Record]:
         """Poll, and bear with a broker that is away for a while."""
+        self.telemetry.beat()
         try:
             records = self.source.poll(self)
         except UnreadableError:
             self.commit()  # whoever moves the position over that record must not lose those before it
             raise
         except UnavailableError as error:
+            self.telemetry.retried(error)
             now = time.monotonic()
             self._unreachable_since = self._unreachable_since or now
             if now - self._unreachable_since > self.patience_s:
@@ -161,6 +176,7 @@ class TrainerLoop:
             time.sleep(_AWAY_PAUSE_S)
             return []
         self._unreachable_since = None
+        self.telemetry.answered("kafka")
         return records
 
     def _decode(self, record: Record) -> Batch:
@@ -201,6 +217,7 @@ class TrainerLoop:
         key = record.key[:_KEY_BYTES] if record.key is not None else None
         self.side.send(record.partition.topic + DEAD_LETTER, key, value, headers, may_be_cut=True)
         self.checkpoint.totals["dead_lettered"] += 1
+        self.telemetry.dead_lettered(record, error.reason)
         log.warning(
             "record.dead_lettered",
             topic=record.partition.topic,

@@ -47,6 +47,10 @@ class Stage:
         """Whether the script is played."""
         return not self.polls
 
+    def lags(self) -> dict[Partition, int | None]:
+        """How much of the script is left."""
+        return {HERE: sum(len(piece) for piece in self.polls if isinstance(piece, list))}
+
     def tell_group(self, positions: dict[Partition, Position]) -> None:
         """Note it."""
         self.diary.append(("group", positions[HERE].offset if HERE in positions else None))
