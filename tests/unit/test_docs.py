@@ -39,7 +39,20 @@ from unit import tiny
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = ROOT / "docs" / "reference"
-NOT_OURS = {"jq", "git", "cd", "make", "python", "source", "redis-cli", "echo", "kafka-console-producer"}
+NOT_OURS = {
+    "jq",
+    "git",
+    "cd",
+    "make",
+    "python",
+    "source",
+    "redis-cli",
+    "echo",
+    "kafka-console-producer",
+    "curl",
+    "journalctl",
+    "systemctl",
+}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
