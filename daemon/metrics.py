@@ -35,6 +35,7 @@ REASONS: Final = (
     "no-mask",
     "not-finite",
     "nulls",
+    "out-of-range",
     "rows",
     "shape",
     "too-large",
