@@ -55,8 +55,8 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
         except SpecError as error:
             raise ConfigError(str(error)) from error
         loop = assemble(stack, settings, learner, stop, telemetry)
-        log.info("trainer.ready", version=__version__, bank=settings.bank, masks=len(learner.bank), budget=spec.budget)
         telemetry.started("leader")
+        log.info("trainer.ready", version=__version__, bank=settings.bank, masks=len(learner.bank), budget=spec.budget)
         loop.run()
         log.info("trainer.stopped", records=loop.checkpoint.totals["records"], masks=len(learner.bank))
 

@@ -97,7 +97,7 @@ class TrainerLoop:
                 break
         if self.stop.requested():
             log.info("trainer.stopping", signal=self.stop.signal)
-            self.telemetry.become("stopping")
+        self.telemetry.become("stopping")
         self.commit()
 
     def apply(self, record: Record) -> None:
