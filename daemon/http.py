@@ -27,7 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from daemon.errors import ConfigError
+from daemon.errors import ConfigError, StopError
 from daemon.settings import Settings
 from daemon.telemetry import Telemetry
 
@@ -82,6 +82,7 @@ class HttpServer:
 
         Raises:
             ConfigError: the address cannot be had.
+            StopError: nobody answers there in time.
         """
         listener = self._bind()
         self.port = listener.getsockname()[1]
@@ -90,6 +91,9 @@ class HttpServer:
         deadline = time.monotonic() + _START_S
         while not self._server.started and self._thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
+        if not self._server.started:
+            listener.close()
+            raise StopError(f"HTTP on {self._host} port {self.port} did not start within {_START_S:g} s; start again")
         log.info("http.started", host=self._host, port=self.port)
         return self
 

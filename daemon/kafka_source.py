@@ -211,8 +211,14 @@ class KafkaSource:
         return None if end is None else max(0, end - max(self._next[partition], position or 0))
 
     def lags(self) -> dict[Partition, int | None]:
-        """The lag of every partition that has a position; see `lag`."""
-        return {Partition(p.topic, p.partition): self.lag(p) for p in self._next.keys() & self._consumer.assignment()}
+        """The lag of every partition that has a position; see `lag`. For people, so no failure is worth an error."""
+        found: dict[Partition, int | None] = {}
+        for partition in sorted(self._next.keys() & self._consumer.assignment()):
+            where = Partition(partition.topic, partition.partition)
+            found[where] = None
+            with contextlib.suppress(KafkaError):
+                found[where] = self.lag(partition)
+        return found
 
     def tell_group(self, positions: dict[Partition, Position]) -> None:
         """Write group offsets, for lag tools; nothing depends on it, so it is not waited for."""

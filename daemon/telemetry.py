@@ -22,6 +22,8 @@ log = structlog.get_logger()
 class Telemetry:
     """Who wants to know what the trainer does. As it is made by default, nobody outside the process does.
 
+    `beat` and `lags` belong to the thread that polls, `batch` to the one that trains; the rest may be called from any.
+
     Attributes:
         health: alive and ready.
         metrics: for Prometheus.

@@ -106,6 +106,17 @@ def test_records_are_read_from_the_given_position_on(kafka: str, topic: str) -> 
         assert source.caught_up
 
 
+def test_the_lag_is_what_lies_behind_the_position(kafka: str, topic: str) -> None:
+    publish(kafka, topic, values(200))
+    notes, here = Notes({0: 50}), Partition(topic, 0)
+    with source_of(kafka, topic) as source:
+        assert source.lags() == {}, "no partition yet"
+        first = read_until(source, notes, bool)
+        assert source.lags() == {here: 150 - len(first)}
+        read_until(source, notes, lambda found: len(found) == 150 - len(first))
+        assert source.lags() == {here: 0}
+
+
 def test_the_groups_own_offsets_are_never_believed(kafka: str, topic: str) -> None:
     publish(kafka, topic, values(10))
     with source_of(kafka, topic) as source:

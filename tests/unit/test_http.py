@@ -153,6 +153,21 @@ def test_an_address_that_others_can_reach_needs_a_token(telemetry: Telemetry, ho
         HttpServer(telemetry, host=host, port=0)
 
 
+def test_an_ipv6_address_will_do(telemetry: Telemetry) -> None:
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
+        pytest.skip("no IPv6 here")
+    with HttpServer(telemetry, host="::1", port=0) as server:
+        assert ask(server.port, "/livez", host="::1")[0] == 200
+
+
+def test_a_host_that_is_none_is_said_with_what_to_do(telemetry: Telemetry) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"cannot listen on no such host .*or --http-host"),
+        HttpServer(telemetry, host="no such host", port=0, token="t"),  # noqa: S106
+    ):
+        pass
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost"])
 def test_an_address_of_this_machine_alone_needs_none(telemetry: Telemetry, host: str) -> None:
     with HttpServer(telemetry, host=host, port=0) as server:
