@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from daemon.errors import ConfigError
 from daemon.redis_keys import BANK_NAME
@@ -53,6 +53,11 @@ def _optional(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _secret(value: Any) -> Any:
+    """A number from a TOML file is a secret too; refused, it would be shown."""
+    return None if value in {"", None} else value if isinstance(value, SecretStr) else str(value)
+
+
 def _topics(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not _TOPIC.fullmatch(name) or name in {".", ".."}:
@@ -73,6 +78,8 @@ _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(?P<port>[0-9]
 
 Servers = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_servers)]
 Topics = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_topics)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_secret)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_optional)]
 Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_shape)]
 
 
@@ -147,6 +154,13 @@ class Settings(BaseModel):
     state_dir: Path = Field(Path(".supsup"), description="Directory of the embedded servers' data.")
     kafka_port: int = Field(0, ge=0, le=65535, description="Port of the embedded broker; 0: a free one.")
     redis_port: int = Field(0, ge=0, le=65535, description="Port of the embedded Redis; 0: a free one.")
+
+    http_host: str = Field("127.0.0.1", min_length=1, description="Address of health and metrics over HTTP.")
+    http_port: int = Field(0, ge=0, le=65535, description="Port of health and metrics over HTTP; 0: no HTTP.")
+    http_token: Secret = Field(None, description="Token that HTTP requests have to bring; never shown.")
+    http_token_file: OptionalPath = Field(None, description="File that holds the HTTP token.")
+    livez_limit_s: float = Field(30.0, gt=0, description="Age of the loop's heartbeat that counts as stuck, seconds.")
+    alive_file: OptionalPath = Field(None, description="File that is touched while the loop goes round.")
 
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")

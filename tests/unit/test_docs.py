@@ -13,6 +13,7 @@ from typing import get_args
 
 import click
 import pytest
+import yaml
 from structlog.testing import capture_logs
 
 from daemon import checkpoint, cli_bank, demo, settings
@@ -38,7 +39,20 @@ from unit import tiny
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = ROOT / "docs" / "reference"
-NOT_OURS = {"jq", "git", "cd", "make", "python", "source", "redis-cli", "echo", "kafka-console-producer"}
+NOT_OURS = {
+    "jq",
+    "git",
+    "cd",
+    "make",
+    "python",
+    "source",
+    "redis-cli",
+    "echo",
+    "kafka-console-producer",
+    "curl",
+    "journalctl",
+    "systemctl",
+}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -478,6 +492,12 @@ def test_python_examples_compile_and_import_what_exists(page):
 def test_json_examples_are_json(page):
     for block in blocks(page, "json"):
         json.loads(block)
+
+
+@every_page
+def test_yaml_examples_are_yaml(page):
+    for block in blocks(page, "yaml"):
+        assert yaml.safe_load(block)
 
 
 @every_page
