@@ -82,7 +82,7 @@ METRICS: Final = (
     Metric("supsup_decisions_total", "counter", "decisions", ("action", "why"), "Decisions about a batch's mask."),
     Metric("supsup_evictions_total", "counter", "masks", (), "Masks evicted to make room."),
     Metric("supsup_commits_total", "counter", "commits", (), "Commits that Redis took."),
-    Metric("supsup_retries_total", "counter", "attempts", ("dependency",), "Attempts that failed and are repeated."),
+    Metric("supsup_retries_total", "counter", "attempts", ("dependency",), "Attempts that Kafka or Redis did not do."),
     Metric("supsup_rebalances_total", "counter", "times", (), "Rebalances that changed this trainer's partitions."),
     Metric("supsup_lease_losses_total", "counter", "times", (), "Times that another trainer took over the bank."),
     Metric("supsup_decode_seconds", "histogram", "seconds", (), "From a record's bytes to arrays."),
