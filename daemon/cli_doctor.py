@@ -11,10 +11,11 @@ from rich.table import Table
 
 from daemon import options
 from daemon.doctor import Observed, examine
+from daemon.doctor_kafka_probe import probe_kafka
 from daemon.doctor_measure import embedded_failure, probe_machine
-from daemon.doctor_probes import probe_kafka, probe_redis
+from daemon.doctor_probes import probe_redis
 from daemon.errors import ConfigError, ExitCode
-from daemon.findings import Finding, Severity, worst
+from daemon.findings import Finding, Severity, several, worst
 from daemon.mask_sizes import MaskSizes
 from daemon.settings import NAMES, Settings
 from supsup_online.errors import SpecError
@@ -98,4 +99,4 @@ def _show(findings: list[Finding]) -> None:
     console = Console()
     console.print(table)
     counts = report(findings)["counts"]
-    console.print(", ".join(f"{count} {name}" for name, count in reversed(counts.items()) if count))
+    console.print(", ".join(several(count, name) for name, count in reversed(counts.items()) if count and name != "ok"))

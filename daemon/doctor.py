@@ -54,7 +54,7 @@ def examine(settings: Settings, seen: Observed, sizes: MaskSizes, rows: int) -> 
             yield from check_bank(settings, settings.bank_spec(), seen.bank, sizes, fingerprint)
     if seen.kafka is not None and seen.bank is not None and not seen.kafka.failure:
         yield from check_positions(settings, seen.kafka, seen.bank.positions)
-    yield from check_machine(settings, seen.machine, sizes)
+    yield from check_machine(settings, seen.machine, sizes, seen.bank.masks if seen.bank else 0)
 
 
 def _embedded(seen: Observed) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from daemon.doctor_topics import check_side, check_source
+from daemon.doctor_topics import check_sides, check_source
 from daemon.findings import Finding, duration, note, ok, problem, several, warning
 from daemon.kafka_facts import KafkaFacts, PartitionFacts, StoredPosition
 from daemon.loop import DEAD_LETTER, OVERFLOW, PREDICTIONS
@@ -24,13 +24,23 @@ def check_kafka(settings: Settings, facts: KafkaFacts, rows: int) -> Iterator[Fi
         f"first answer after {duration(facts.seconds)}"
         + (f", speaks the protocol of Kafka {version}" if version else ""),
     )
+    if facts.deaf:
+        yield problem(
+            "kafka.listeners",
+            f"brokers say they are at {', '.join(facts.deaf)}, where nobody answers from here",
+            "mend advertised.listeners of these brokers, or the names and the firewall of this machine",
+        )
+    if facts.brokers == 1:
+        yield note(
+            "kafka.brokers", "one broker: while it is away nothing is read, and its topics are lost with its disk"
+        )
     yield from _client(facts)
     for miss in facts.misses:
         yield note("kafka.told", f"this broker does not tell {miss.what} ({miss.why})", "look there by its own tools")
-    for name in settings.topic:
-        yield from check_source(settings, facts, name, rows)
-        for side in SIDES:
-            yield from check_side(settings, facts, name, name + side)
+    if facts.topics is not None:
+        for name in settings.topic:
+            yield from check_source(settings, facts, name, rows)
+            yield from check_sides(settings, facts, name, [name + side for side in SIDES])
     yield from _group(settings, facts)
 
 
@@ -105,6 +115,8 @@ def check_positions(
     settings: Settings, facts: KafkaFacts, positions: Mapping[tuple[str, int], StoredPosition]
 ) -> Iterator[Finding]:
     """Stored positions against the logs; both servers must have answered."""
+    if facts.topics is None:
+        return  # said among the misses
     for (name, number), position in sorted(positions.items()):
         topic = facts.topics.get(name)
         where = f"{name}:{number}"

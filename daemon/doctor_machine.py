@@ -61,8 +61,8 @@ class MachineFacts:
     misses: tuple[Miss, ...] = ()
 
 
-def check_machine(settings: Settings, facts: MachineFacts, sizes: MaskSizes) -> Iterator[Finding]:
-    """Everything about this machine."""
+def check_machine(settings: Settings, facts: MachineFacts, sizes: MaskSizes, masks: int = 0) -> Iterator[Finding]:
+    """Everything about this machine, for a bank that holds so many masks now."""
     yield ok("machine.software", f"Python {facts.python}, torch {facts.torch}")
     yield from _device(settings, facts)
     yield from _threads(settings, facts)
@@ -70,7 +70,7 @@ def check_machine(settings: Settings, facts: MachineFacts, sizes: MaskSizes) -> 
     for miss in facts.misses:
         yield note("machine.measured", f"could not measure {miss.what} ({miss.why})")
     if facts.measured is not None:
-        yield from _speed(settings, facts.measured)
+        yield from _speed(settings, facts.measured, masks)
         yield from _poll_interval(settings, facts.measured)
         yield from _commits(settings, facts.measured)
 
@@ -133,22 +133,31 @@ def _memory(settings: Settings, facts: MachineFacts, sizes: MaskSizes) -> Iterat
 # -- measured times
 
 
-def _speed(settings: Settings, measured: Measured) -> Iterator[Finding]:
-    full = _decision(measured, settings.budget)
+def _speed(settings: Settings, measured: Measured, masks: int) -> Iterator[Finding]:
     yield ok(
         "machine.step",
         f"a batch of {several(measured.rows, 'row')} takes {duration(measured.step_s)}: "
         f"{1 / measured.step_s:.0f} records a second at most",
     )
-    share = full / (full + settings.decision_every * measured.step_s)
+    now, full = (_share(settings, measured, count) for count in (masks, settings.budget))
     found = (
-        f"a decision among {several(settings.budget, 'mask')} takes {duration(full)}, every "
-        f"{settings.decision_every} batches: {share:.0%} of the time of a full bank"
+        f"a decision every {settings.decision_every} batches takes {duration(_decision(measured, masks))} with the "
+        f"{several(masks, 'mask')} there are ({now:.0%} of the time), {duration(_decision(measured, settings.budget))} "
+        f"with {settings.budget} ({full:.0%})"
     )
-    if share > 0.5:
-        yield warning("machine.decision", found, "raise --decision-every, or lower --decision-rows or --budget")
+    advice = "raise --decision-every, or lower --decision-rows or --budget"
+    if now > 0.5:
+        yield warning("machine.decision", found, advice)
+    elif full > 0.5:
+        yield note("machine.decision", found, f"once the bank is that full: {advice}")
     else:
         yield ok("machine.decision", found)
+
+
+def _share(settings: Settings, measured: Measured, masks: int) -> float:
+    """Part of the time that goes into decisions."""
+    decision = _decision(measured, masks)
+    return decision / (decision + settings.decision_every * measured.step_s)
 
 
 def _decision(measured: Measured, masks: int) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from daemon.findings import Finding, Miss, duration, note, ok, problem, several, size, warning
@@ -96,7 +97,7 @@ def check_redis(settings: Settings, facts: RedisFacts) -> Iterator[Finding]:
         )
     if facts.info:
         yield from _version(facts.info)
-        yield from _role(facts.info)
+        yield from _role(facts.info, facts.config)
         yield from _eviction(facts.info)
         yield from _persistence(facts.info, facts.config)
         yield from _last_writes(facts.info, facts.config)
@@ -130,11 +131,18 @@ def _version(info: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _role(info: Mapping[str, Any]) -> Iterator[Finding]:
+def _role(info: Mapping[str, Any], config: Mapping[str, str]) -> Iterator[Finding]:
     if info.get("role") not in (None, "master"):
         master = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
         yield problem(
             "redis.role", "it is a read-only replica: no commit can be written", f"use its master, redis://{master}"
+        )
+    needed, good = int(config.get("min-replicas-to-write", 0)), int(info.get("min_slaves_good_slaves", 0))
+    if needed > good:
+        yield problem(
+            "redis.role",
+            f"it wants {several(needed, 'replica')} in touch before it takes a commit, and has {good}",
+            "bring them back, or CONFIG SET min-replicas-to-write 0",
         )
     if info.get("loading"):
         yield warning("redis.role", "it is still loading its data", "wait, and ask again")
@@ -281,8 +289,7 @@ def check_bank(
     else:
         yield ok("bank.budget", filled)
     if bank.lease:
-        shown = ", ".join(f"{field} {value}" for field, value in bank.lease.items() if field != "commit")
-        yield note("bank.lease", f"{name}: written last by: {shown}", "fine if this is the trainer you mean")
+        yield note("bank.lease", f"{name}: who writes: {_lease(bank.lease)}", "fine if this is the trainer you mean")
 
 
 def _spec(name: str, spec: BankSpec, bank: BankFacts) -> Iterator[Finding]:
@@ -317,3 +324,10 @@ def _masks(name: str, bank: BankFacts, sizes: MaskSizes, fingerprint: str) -> It
             f"{', '.join(damaged[:5])}",
             "evicted or overwritten: bring Redis' file back from a backup",
         )
+
+
+def _lease(lease: Mapping[str, str]) -> str:
+    shown = {name: value for name, value in sorted(lease.items()) if name != "commit"}
+    if (since := shown.get("since", "")).isdigit():
+        shown["since"] = f"{datetime.fromtimestamp(int(since), UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return ", ".join(f"{name} {value}" for name, value in shown.items())

@@ -1,7 +1,7 @@
 """What `doctor` says about topics: pure judgement over facts."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from daemon.findings import Finding, duration, note, ok, problem, several, size, warning
@@ -15,9 +15,10 @@ _ALTER: Final = "kafka-configs --alter --entity-type topics --entity-name {topic
 
 def check_source(settings: Settings, facts: KafkaFacts, name: str, rows: int) -> Iterator[Finding]:
     """A topic that is read; a usual record has `rows` rows."""
-    topic = facts.topics.get(name)
+    topic = (facts.topics or {}).get(name)
     if topic is None:
-        yield _missing(settings, facts, name, "nothing can be read")
+        yield _missing(settings, facts, [name], "nothing can be read")
+        yield from _made_by_others(facts, name)
         return
     if topic.failure:
         yield _undescribed(topic)
@@ -37,42 +38,60 @@ def check_source(settings: Settings, facts: KafkaFacts, name: str, rows: int) ->
             )
 
 
-def check_side(settings: Settings, facts: KafkaFacts, source: str, name: str) -> Iterator[Finding]:
-    """A topic that is written, beside its source."""
-    topic = facts.topics.get(name)
-    if topic is None:
-        yield _missing(settings, facts, name, "the first record for it stops the trainer")
-        return
-    if topic.failure:
-        yield _undescribed(topic)
-        return
-    yield from _denied(topic, {"WRITE", "DESCRIBE"})
-    yield from _replicas(facts, topic)
-    if topic.configs:
-        yield from _compaction(topic, topic.configs, "records without a key are refused, and the trainer stops")
-    limit, given = (
-        topic.number("max.message.bytes"),
-        facts.topics[source].number("max.message.bytes") if source in facts.topics else None,
-    )
+def check_sides(settings: Settings, facts: KafkaFacts, source: str, sides: Iterable[str]) -> Iterator[Finding]:
+    """The topics that are written, beside their source."""
+    topics = facts.topics or {}
+    missing = [name for name in sides if name not in topics]
+    if missing:
+        yield _missing(settings, facts, missing, "the first record for it stops the trainer")
+    for name in sides:
+        topic = topics.get(name)
+        if topic is None:
+            continue
+        if topic.failure:
+            yield _undescribed(topic)
+            continue
+        yield from _denied(topic, {"WRITE", "DESCRIBE"})
+        yield from _replicas(facts, topic)
+        if topic.configs:
+            yield from _compaction(topic, topic.configs, "records without a key are refused, and the trainer stops")
+        if source in topics:
+            yield from _side_size(settings, topic, topics[source])
+
+
+def _side_size(settings: Settings, topic: TopicFacts, source: TopicFacts) -> Iterator[Finding]:
+    limit, given = topic.number("max.message.bytes"), source.number("max.message.bytes")
     if limit is None or given is None or limit >= given:
         return
-    smaller = f"{name}: takes records up to {size(limit)}, {source} up to {size(given)}"
-    advice = _ALTER.format(topic=name, change=f"max.message.bytes={given}")
-    if name.endswith(OVERFLOW) and settings.over_budget == "overflow":
+    smaller = f"{topic.name}: takes records up to {size(limit)}, {source.name} up to {size(given)}"
+    advice = _ALTER.format(topic=topic.name, change=f"max.message.bytes={given}")
+    if topic.name.endswith(OVERFLOW) and settings.over_budget == "overflow":
         yield warning("topic.message-size", f"{smaller}: a larger batch without room stops the trainer", advice)
-    elif name.endswith(DEAD_LETTER):
+    elif topic.name.endswith(DEAD_LETTER):
         yield note("topic.message-size", f"{smaller}: of a larger dead letter only the beginning is kept", advice)
 
 
-def _missing(settings: Settings, facts: KafkaFacts, name: str, effect: str) -> Finding:
-    create = f"kafka-topics --create --topic {name} --partitions 1"
+def _missing(settings: Settings, facts: KafkaFacts, names: list[str], effect: str) -> Finding:
+    shown = ", ".join(names)
+    create = f"kafka-topics --create --topic {names[0]} --partitions 1"
     if not settings.create_topics:
-        return problem("topic.exists", f"{name} does not exist and may not be created: {effect}", create)
-    if facts.allowed is not None and "CREATE" not in facts.allowed:
+        return problem("topic.exists", f"missing, and not to be created: {shown}: {effect}", create)
+    if denied := [name for name in names if name in facts.denied]:
         return problem(
-            "topic.exists", f"{name} does not exist, and this user may not create it", f"{create}; or allow CREATE"
+            "topic.exists", f"missing, and this user may not create: {', '.join(denied)}", f"{create}; or allow CREATE"
         )
-    return note("topic.exists", f"{name} does not exist: the trainer creates it, with one partition and one replica")
+    return note("topic.exists", f"missing, the trainer creates with one partition and one replica: {shown}")
+
+
+def _made_by_others(facts: KafkaFacts, name: str) -> Iterator[Finding]:
+    configs = facts.configs or {}
+    count = int(configs.get("num.partitions", 1))
+    if configs.get("auto.create.topics.enable") == "true" and count > 1:
+        yield warning(
+            "topic.partitions",
+            f"{name}: a producer that comes before the trainer makes the broker create it with {count} partitions",
+            f"start the trainer first, or kafka-topics --create --topic {name} --partitions 1",
+        )
 
 
 def _undescribed(topic: TopicFacts) -> Finding:
@@ -133,7 +152,7 @@ def _replicas(facts: KafkaFacts, topic: TopicFacts) -> Iterator[Finding]:
             "kafka-reassign-partitions, to three replicas",
         )
     elif copies == 1:
-        yield note("topic.replicas", f"{topic.name}: one copy on one broker: it is away, or lost, with it")
+        return  # `kafka.brokers` says it once
     elif needed == copies:
         yield note(
             "topic.replicas",

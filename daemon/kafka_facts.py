@@ -78,10 +78,11 @@ class KafkaFacts:
         failure: why it could not be reached; empty when it was.
         seconds: how long the first answer took.
         brokers: their number.
+        deaf: addresses under which brokers say they are, and where nobody answers.
         version: release whose protocol it speaks, as far as the client can tell.
         configs: settings of one broker; None where it does not tell.
-        allowed: operations this client may do on the cluster; None where the broker does not tell.
-        topics: those that exist, of the configured ones and their side topics.
+        topics: those that exist, of the configured ones and their side topics; None where the broker does not tell.
+        denied: those that do not exist and may not be created by this user.
         group: our consumer group; None where the broker does not tell.
         codecs: what this installation can decompress, `crc32c` among them when checksums are fast.
         misses: what could not be found out.
@@ -90,10 +91,11 @@ class KafkaFacts:
     failure: str = ""
     seconds: float = 0.0
     brokers: int = 1
+    deaf: tuple[str, ...] = ()
     version: tuple[int, ...] = ()
     configs: Mapping[str, str] | None = None
-    allowed: frozenset[str] | None = None
-    topics: Mapping[str, TopicFacts] = field(default_factory=dict)
+    topics: Mapping[str, TopicFacts] | None = field(default_factory=dict)
+    denied: frozenset[str] = frozenset()
     group: GroupFacts | None = None
     codecs: frozenset[str] = frozenset({"crc32c", "gzip", "lz4", "zstd"})
     misses: tuple[Miss, ...] = ()
