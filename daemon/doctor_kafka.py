@@ -150,7 +150,7 @@ def _ground(where: str, offset: int, log: PartitionFacts, retention_ms: int | No
         yield problem(
             "topic.position",
             f"{where}: read up to offset {offset}, but the log now starts at {log.start}: "
-            f"{several(log.start - offset, 'record')} never trained are gone",
+            f"retention has removed {several(log.start - offset, 'record')} before their training",
             "bring them back, or go on without them as `start` explains (exit code 66)",
         )
     elif offset > log.end:
