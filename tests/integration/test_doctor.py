@@ -226,6 +226,7 @@ def test_a_replica_is_a_problem_that_names_its_master(stage: Stage, own_redis: R
     host, port = stage.redis_url.removeprefix("redis://").partition("/")[0].split(":")
     own_redis.replicaof(host, port)
     assert f"use its master, redis://{host}:{port}" in told(examined(stage, own_redis), "redis.role", "problem")
+    own_redis.replicaof("no", "one")
 
 
 def test_what_a_user_may_not_ask_is_noted_and_the_rest_looked_at(stage: Stage, own_redis: Redis) -> None:
