@@ -35,7 +35,7 @@ Examples:
 )
 @options.setting_options(*NAMES)
 @click.option("--rows", type=click.IntRange(min=1), default=128, show_default=True, help="Rows of a usual record.")
-@click.option("--measure/--no-measure", default=True, help="Measure steps and decisions, some seconds; default: do.")
+@click.option("--measure/--no-measure", default=True, help="Train on noise for a moment, to know times; default: do.")
 @click.option(
     "--fail-on",
     type=click.Choice(["warning", "problem"]),

@@ -212,38 +212,40 @@ def _last_writes(info: Mapping[str, Any], config: Mapping[str, str]) -> Iterator
 
 def check_room(settings: Settings, facts: RedisFacts, bank: BankFacts, sizes: MaskSizes) -> Iterator[Finding]:
     """Whether the bank, grown to its budget, fits into Redis; and whether a reply or a value may be that long."""
-    if facts.failure or not facts.info:
-        return
-    hot = min(settings.hot_masks, settings.budget)
-    full = settings.budget * sizes.stored + hot * sizes.stored_hot + EVENTS_KEPT * _EVENT
-    now = bank.masks * sizes.stored + bank.hot * sizes.stored_hot + bank.events * _EVENT
-    passing = 2 * hot * sizes.stored_hot  # a commit, as it arrives and as arguments of the script
-    growth = max(0, full - now) + passing
-    limit, used = int(facts.info.get("maxmemory", 0)), int(facts.info.get("used_memory", 0))
-    total = int(facts.info.get("total_system_memory", 0))
-    ceiling = limit or total
-    needs = (
-        f"{settings.budget} masks of {size(sizes.stored)}, {hot} hot ones of {size(sizes.stored_hot)} more, and a "
-        f"commit need {size(growth)} beyond the {size(used)} in use"
-    )
-    least = f"{(used + growth) * 5 // 4 // 2**20 + 1}mb"
-    if not ceiling:
-        yield note("redis.memory", f"{needs}; how much there is, Redis does not tell", "see to it yourself")
-        return
-    place = f"maxmemory is {size(limit)}" if limit else f"no maxmemory; its machine has {size(total)}"
-    advice = f"CONFIG SET maxmemory {least} or more" if limit else "a machine with more memory"
-    advice += ", or a smaller --budget or --hot-masks"
-    if growth > ceiling - used:
-        yield problem("redis.memory", f"{needs}; {place}: it does not fit", advice)
-    elif growth > 0.8 * (ceiling - used):
-        yield warning("redis.memory", f"{needs}; {place}: it hardly fits", advice)
-    elif not limit:
-        yield note(
-            "redis.memory", f"{needs}; {place}", f"CONFIG SET maxmemory {least} or more: then it refuses, not dies"
-        )
-    else:
-        yield ok("redis.memory", f"{needs}; {place}")
+    if facts.info:
+        yield _memory(settings, facts.info, bank, sizes)
     yield from _buffers(facts.config, sizes)
+
+
+def _memory(settings: Settings, info: Mapping[str, Any], bank: BankFacts, sizes: MaskSizes) -> Finding:
+    hot = min(settings.hot_masks, settings.budget)
+    growth = _growth(settings.budget, hot, bank, sizes)
+    limit, used, total = (int(info.get(name, 0)) for name in ("maxmemory", "used_memory", "total_system_memory"))
+    room = min((most for most in (limit, total) if most), default=0) - used
+    found = (
+        f"{settings.budget} masks of {size(sizes.stored)}, {hot} hot ones of {size(sizes.stored_hot)} more, and a "
+        f"commit need {size(growth)} beyond the {size(used)} in use; maxmemory is {size(limit) if limit else 'not set'}"
+    )
+    if not limit or 0 < total < limit:
+        found += f", its machine has {size(total)}" if total else ", and what its machine has it does not tell"
+    enough = f"CONFIG SET maxmemory {(used + growth) * 5 // 4 // 2**20 + 1}mb or more"
+    advice = f"{enough if limit == room + used else 'more memory'}, or a smaller --budget or --hot-masks"
+    if not (limit or total):
+        return note("redis.memory", found, "see to it yourself")
+    if growth > room:
+        return problem("redis.memory", f"{found}: it does not fit", advice)
+    if growth > 0.8 * room:
+        return warning("redis.memory", f"{found}: it hardly fits", advice)
+    if not limit:
+        return note("redis.memory", found, f"{enough}: then it refuses a commit before the system ends it")
+    return ok("redis.memory", found)
+
+
+def _growth(budget: int, hot: int, bank: BankFacts, sizes: MaskSizes) -> int:
+    """Bytes from the bank as it is to a full one, and what a commit takes on its way, as it comes and in the script."""
+    full = budget * sizes.stored + hot * sizes.stored_hot + EVENTS_KEPT * _EVENT
+    now = bank.masks * sizes.stored + bank.hot * sizes.stored_hot + bank.events * _EVENT
+    return max(0, full - now) + 2 * hot * sizes.stored_hot
 
 
 def _buffers(config: Mapping[str, str], sizes: MaskSizes) -> Iterator[Finding]:

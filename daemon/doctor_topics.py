@@ -23,6 +23,12 @@ def check_source(settings: Settings, facts: KafkaFacts, name: str, rows: int) ->
     if topic.failure:
         yield _undescribed(topic)
         return
+    if not topic.log:
+        yield note(
+            "topic.exists",
+            f"{name}: this broker gives topics no id: one that is deleted and made anew is not recognised",
+            "Kafka 2.8 or newer; until then start a new bank (--bank) with a new topic",
+        )
     yield from _denied(topic, {"READ", "DESCRIBE"})
     yield from _partitions(topic)
     yield from _replicas(facts, topic)

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ConfigResource,
+    ConfigResourceType,
+    NewTopic,
+    ResourcePattern,
+    ResourceType,
+)
 from redis import Redis
 
 from apache_kafka import apache_kafka
@@ -21,8 +30,8 @@ from streams import labelled, publish
 
 pytestmark = pytest.mark.integration
 
-NETWORK = SMALL[:-1]  # without --threads
-QUICK = (*NETWORK, "--connect-timeout-s=5", "--no-measure", "--json")
+NETWORK = SMALL[:-1]  # without --threads: to a trainer in this process that would outlive the test
+QUICK = (*SMALL, "--connect-timeout-s=5", "--no-measure", "--json")
 
 
 def findings(ended: Ended, check: str = "") -> list[dict[str, Any]]:
@@ -42,7 +51,7 @@ def told(ended: Ended, check: str, severity: str) -> str:
 
 def test_sound_servers_get_no_warning_and_exit_code_0(stage: Stage) -> None:
     arguments = stage.arguments(stage.new_bank(), stage.new_topic())
-    ended = here("doctor", *arguments, *NETWORK, "--json", "--rows=16", "--budget=20")
+    ended = here("doctor", *arguments, *SMALL, "--json", "--rows=16", "--budget=20")
     assert ended.code == ExitCode.OK, ended.stdout
     assert ended.json["worst"] == "note"
     assert sum(ended.json["counts"].values()) == len(findings(ended))
@@ -95,7 +104,7 @@ def test_a_bank_is_recognised_and_its_position_held_against_the_log(stage: Stage
     assert here("start", *arguments, *NETWORK, "--burst").code == 0
     publish(stage.kafka, topic, [labelled(0, i) for i in range(3, 7)])
 
-    ended = here("doctor", *arguments, *NETWORK, "--json", "--budget=10")
+    ended = here("doctor", *arguments, *SMALL, "--json", "--budget=10")
     assert "made with these settings" in told(ended, "bank.spec", "ok")
     assert "are those of the bank" in told(ended, "bank.fingerprint", "ok")
     assert "1 of 10 masks, 1 hot" in told(ended, "bank.budget", "ok")
@@ -312,6 +321,38 @@ def test_nothing_is_left_on_an_apache_kafka(stage: Stage, tmp_path: Path) -> Non
         client = KafkaAdminClient(bootstrap_servers=address)
         assert (client.list_topics(), client.list_groups()) == ([], []), "not even the topic for groups"
         client.close()
+
+
+def test_rights_that_are_missing_on_topics_are_problems(stage: Stage, tmp_path: Path) -> None:
+    authorizer = "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+    with apache_kafka(
+        tmp_path, authorizer__class__name=authorizer, allow__everyone__if__no__acl__found="true"
+    ) as address:
+        client = KafkaAdminClient(bootstrap_servers=address)
+        client.create_topics([NewTopic("t", 1, 1)])
+        cluster = ResourcePattern(ResourceType.CLUSTER, "kafka-cluster")
+        client.create_acls(
+            [
+                *(
+                    ACL(
+                        "User:*",
+                        "*",
+                        ACLOperation.DESCRIBE,
+                        ACLPermissionType.ALLOW,
+                        ResourcePattern(ResourceType.TOPIC, name),
+                    )
+                    for name in ("t", "t.dlq")
+                ),
+                ACL("User:*", "*", ACLOperation.CREATE, ACLPermissionType.DENY, cluster),
+            ]
+        )
+        client.close()
+        wait_until(lambda: "READ" in str(before_apache(stage, address, "t").json), "the rights never counted")
+        ended = before_apache(stage, address, "t")
+    assert ended.code == ExitCode.PROBLEMS
+    assert "t: this user lacks READ" in told(ended, "topic.rights", "problem")
+    assert "this user may not create: t.dlq" in told(ended, "topic.exists", "problem")
+    assert "DESCRIBE_CONFIGS may be denied" in told(ended, "kafka.told", "note")
 
 
 def test_lost_ground_and_a_late_position_are_told(stage: Stage, apache: str, admin: KafkaAdminClient) -> None:

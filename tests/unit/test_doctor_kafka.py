@@ -235,6 +235,7 @@ MATE = MemberFacts("kafka-python-3.0.12", "10.0.0.8", frozenset({"t"}))
             "t: stored with snappy",
             "python-snappy",
         ),
+        (healthy(topic(log="")), "note", "topic.exists", "gives topics no id", "2.8"),
         (without(healthy(), "t"), "note", "topic.exists", "with one partition and one replica: t", ""),
         (
             without(healthy(), "t", denied=frozenset({"t"})),
