@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from daemon import kafka_source
 from daemon.doctor import Observed, examine
 from daemon.doctor_kafka import KafkaFacts
-from daemon.doctor_machine import MachineFacts, Measured, check_machine
+from daemon.doctor_machine import RECORDS_A_POLL, MachineFacts, Measured, check_machine
 from daemon.doctor_redis import BankFacts, RedisFacts
 from daemon.findings import Finding, Miss, Severity, duration, note, ok, problem, several, size, warning, worst
 from daemon.kafka_facts import StoredPosition
@@ -166,3 +167,7 @@ def test_embedded_servers_are_asked_nothing_but_whether_they_can_run() -> None:
     assert [f.check for f in examine(settings, seen, SIZES, 128) if f.severity > Severity.OK] == ["embedded"]
     broken = replace(seen, embedded_failure="not installed")
     assert worst(examine(settings, broken, SIZES, 128)) is Severity.PROBLEM
+
+
+def test_the_records_of_one_poll_are_as_many_as_the_trainer_takes() -> None:
+    assert kafka_source._POLL_RECORDS == RECORDS_A_POLL
