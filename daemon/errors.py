@@ -28,6 +28,8 @@ class ExitCode(IntEnum):
     OK = 0
     FAILURE = 1
     USAGE = 2
+    WARNINGS = 3
+    PROBLEMS = 4
     DATA = 65
     LOST_GROUND = 66
     UNAVAILABLE = 69
