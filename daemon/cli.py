@@ -30,6 +30,7 @@ Examples:
 # Commands by the module that holds them, which is imported when the command is used: torch and river take seconds.
 _ELSEWHERE: Final = {
     "demo": "daemon.cli_demo",
+    "dlq": "daemon.cli_dlq",
     "masks": "daemon.cli_bank",
     "publish": "daemon.cli_publish",
     "stats": "daemon.cli_bank",
@@ -37,6 +38,7 @@ _ELSEWHERE: Final = {
 }
 _HELP: Final = {
     "demo": "See the whole idea work; nothing else needed.",
+    "dlq": "The dead letters of a topic.",
     "masks": "The masks of a bank.",
     "publish": "Publish labelled batches: files, or tasks made from MNIST.",
     "stats": "The bank at a glance.",
