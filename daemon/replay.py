@@ -85,11 +85,11 @@ class Ledger:
             entry = json.loads(raw.value)
             if entry["log"] != self._log or to not in (None, entry["to"]):
                 return
-            sent = self._sent.setdefault(int(entry["partition"]), OffsetSet())
+            sent = self._sent.setdefault(entry["partition"], OffsetSet())
             for first, last in entry["ranges"]:
-                _require(0 <= first <= last < first + CHUNK)
+                _require(0 <= first <= last < min(first + CHUNK, 2**63))
                 sent.add(first, last)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise StopError(
                 f"{self.topic} {raw.partition}:{raw.offset} is no entry of the ledger of replays ({error!r}); somebody "
                 "else wrote there. Without the ledger letters would be sent twice: look at it, and delete the topic if "

@@ -1,4 +1,4 @@
-"""`make fuzz`: every target under the coverage-guided fuzzer, one after the other, from seeds and what was found before.
+"""`make fuzz`: every target under the coverage-guided fuzzer, one after the other.
 
     python tests/fuzz/run.py [TARGET ...] [--seconds S] [--runs N] [--folder build/fuzz]
 
@@ -51,18 +51,20 @@ def fuzz(target: Target, folder: Path, *, seconds: int, runs: int = -1) -> dict[
     """One target in a child process.
 
     Returns:
-        `target`, `executions`, `edges`, `corpus` (inputs kept), `seconds`, `exit_code`, `findings` (saved inputs), `log`.
+        `target`, `executions`, `edges`, `corpus` (inputs kept), `seconds`, `exit_code`, `findings` (files), `log`.
     """
     corpus, findings = folder / "corpus", folder / "findings"
     for place in (corpus, findings):
         place.mkdir(parents=True, exist_ok=True)
     _write_seeds(target, corpus)
     known = set(findings.iterdir())
-    words = folder / "words"
-    words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
     command = [sys.executable, str(HERE / "engine.py"), target.name]
     command += [f"-max_total_time={seconds}", f"-runs={runs}", f"-max_len={MAX_BYTES}", f"-timeout={INPUT_SECONDS}"]
-    command += [f"-rss_limit_mb={RSS_MB}", f"-artifact_prefix={findings}/", f"-dict={words}", "-print_final_stats=1"]
+    command += [f"-rss_limit_mb={RSS_MB}", f"-artifact_prefix={findings}/", "-print_final_stats=1"]
+    if target.words:  # an empty file is an error to libFuzzer
+        words = folder / "words"
+        words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
+        command.append(f"-dict={words}")
     log, begun = folder / "log", time.monotonic()
     with log.open("wb") as output:
         code = subprocess.run(
