@@ -24,6 +24,7 @@ Examples:
   supsup-daemon publish --topic digits --scenario permuted --tasks 5 --batches 1000
   supsup-daemon masks list
   supsup-daemon watch
+  supsup-daemon dlq list --topic digits
 """
 
 

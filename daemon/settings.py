@@ -68,7 +68,7 @@ def _servers(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
-_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,230}")  # Kafka takes 249; the side topics add up to 12
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,230}")  # Kafka takes 249; the side topics add up to 13
 _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(?P<port>[0-9]{1,5})")
 
 Servers = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_servers)]
