@@ -73,14 +73,14 @@ def _servers(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
-_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,230}")  # Kafka takes 249; the side topics add up to 12
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,230}")  # Kafka takes 249; the side topics add up to 13
 _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(?P<port>[0-9]{1,5})")
 
 Servers = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_servers)]
 Topics = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_topics)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_secret)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_optional)]
-Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_shape)]
+Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_shape), Field(min_length=1, max_length=4)]
 
 
 class Settings(BaseModel):
@@ -258,13 +258,25 @@ def read_file(path: Path) -> dict[str, Any]:
     """What a TOML file sets: flat, names with `_` or `-`, known or not.
 
     Raises:
-        ConfigError: unreadable, or no TOML.
+        ConfigError: unreadable, no TOML, or holds what no setting is: tables, numbers of more than 64 bits.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, 4300 digits
         raise ConfigError(f"cannot read the settings file {path}: {error}") from error
+    if strange := [name for name, value in table.items() if not _is_plain(value)]:
+        raise ConfigError(
+            "\n".join(
+                f"{path}: {name[:80]!r} is no text, number, true or false, nor a list of these" for name in strange
+            )
+        )
     return {name.replace("-", "_"): value for name, value in table.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value of a TOML file could be a setting's."""
+    parts = value if isinstance(value, list) else [value]
+    return all(isinstance(part, str | float | bool) or (isinstance(part, int) and abs(part) < 2**63) for part in parts)
 
 
 def unknown_keys(path: Path, names: Iterable[str]) -> list[str]:
