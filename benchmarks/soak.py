@@ -104,7 +104,7 @@ def start(servers: EmbeddedServers, directory: Path, port: int) -> subprocess.Po
     options = [
         *("--kafka", servers.kafka, "--redis", servers.redis_url, "--topic", TOPIC, "--session-timeout-s", "3"),
         *("--budget", "16", "--over-budget", "evict", "--max-streams", "20", "--http-port", port),
-        *("--log-level", "warning", "--log-format", "json"),
+        *("--log-level", "warning", "--log-format", "json", "--threads", "1"),
     ]
     with (directory / "trainer.log").open("wb") as log:
         return subprocess.Popen([sys.executable, "-m", "daemon", "start", *map(str, options)], stderr=log)

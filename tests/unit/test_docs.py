@@ -564,3 +564,21 @@ def test_examples_of_both_encodings_are_tried():
     text = "".join(parameter.values[3] for parameter in EXAMPLES)
     assert "arrow" in text
     assert "json" in text
+
+
+# -- guarantees --------------------------------------------------------------------------------------------------------
+
+
+def test_every_guarantee_names_tests_that_exist():
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    named_tests = set(re.findall(r"`(test_\w+)`", text))
+    existing = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert len(named_tests) > 20
+    assert named_tests - existing == set()
+    claims = [cells for cells in rows(section(ROOT / "docs" / "guarantees.md", "## What holds")) if cells[0] != ""]
+    assert [cells[0] for cells in claims if not re.search(r"`test_|fault suite", cells[-1])] == []
