@@ -10,7 +10,7 @@ from types import FrameType
 import structlog
 import torch
 
-from daemon import kafka_source, redis_store
+from daemon import connections, kafka_source, redis_store
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
 from daemon.errors import ConfigError
@@ -59,7 +59,9 @@ def assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop:
     Raises:
         StopError: see `daemon.errors`.
     """
-    client = redis_store.connect(settings.redis, timeout_s=settings.connect_timeout_s)
+    client = redis_store.connect(
+        settings.redis, timeout_s=settings.connect_timeout_s, security=connections.redis_client(settings)
+    )
     stack.callback(client.close)
     kafka = kafka_settings(settings)
     if settings.create_topics:
@@ -119,6 +121,7 @@ def kafka_settings(settings: Settings) -> KafkaSettings:
         session_timeout_s=settings.session_timeout_s,
         max_poll_interval_s=settings.max_poll_interval_s,
         connect_timeout_s=settings.connect_timeout_s,
+        security=connections.kafka_client(settings),
     )
 
 

@@ -9,7 +9,8 @@ SupsupError (supsup_online.errors)
     ├── LostGroundError  66 a log or a Redis that no longer holds what was read or committed
     ├── UnavailableError 69 Kafka or Redis cannot be reached
     │   └── EmbeddedError 69 the embedded servers cannot run here
-    └── FencedError      75 another trainer has taken over the bank
+    ├── FencedError      75 another trainer has taken over the bank
+    └── DeniedError      77 Kafka or Redis does not let us in, or not do something; or we do not trust it
 """
 
 from enum import IntEnum
@@ -28,6 +29,7 @@ class ExitCode(IntEnum):
     LOST_GROUND = 66
     UNAVAILABLE = 69
     FENCED = 75
+    DENIED = 77
     INTERRUPTED = 130
 
 
@@ -73,3 +75,9 @@ class LostGroundError(StopError):
     """The stored position lies outside what the log holds, or Redis has lost commits."""
 
     exit_code = ExitCode.LOST_GROUND
+
+
+class DeniedError(StopError):
+    """A login, a certificate or a right that is missing or wrong; waiting does not mend it."""
+
+    exit_code = ExitCode.DENIED

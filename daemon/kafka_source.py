@@ -6,9 +6,9 @@ had fetched for it before is dropped.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Final, Protocol
 
@@ -16,7 +16,6 @@ import structlog
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import (
-    AuthorizationError,
     CorruptRecordError,
     InvalidSessionTimeoutError,
     InvalidTopicError,
@@ -28,6 +27,8 @@ from kafka.structs import OffsetAndMetadata
 
 from daemon.checkpoint import Partition, Position
 from daemon.errors import ConfigError, LostGroundError, UnavailableError, UnreadableError
+from daemon.probe import first_contact
+from daemon.refusals import kafka_refusal
 
 log = structlog.get_logger()
 
@@ -35,7 +36,7 @@ POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-pyth
 _POLL_RECORDS: Final = 64
 
 # Errors that no waiting mends.
-_REFUSALS: Final = (AuthorizationError, InvalidSessionTimeoutError, InvalidTopicError, UnsupportedVersionError)
+_REFUSALS: Final = (InvalidSessionTimeoutError, InvalidTopicError, UnsupportedVersionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,11 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KafkaSettings:
-    """How to reach the broker and how to behave in the group; sizes in bytes, times in seconds."""
+    """How to reach the broker and how to behave in the group; sizes in bytes, times in seconds.
+
+    Attributes:
+        security: what every client takes beside the servers (`connections.kafka_client`); holds secrets.
+    """
 
     servers: tuple[str, ...]
     topics: tuple[str, ...]
@@ -71,6 +76,12 @@ class KafkaSettings:
     session_timeout_s: float
     max_poll_interval_s: float
     connect_timeout_s: float
+    security: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """What every client needs to connect."""
+        return {"bootstrap_servers": list(self.servers), **self.security}
 
 
 class KafkaSource:
@@ -82,7 +93,7 @@ class KafkaSource:
         self._next: dict[TopicPartition, int] = {}
         with reachable(settings):
             self._consumer = KafkaConsumer(
-                bootstrap_servers=list(settings.servers),
+                **settings.client,
                 bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
                 group_id=settings.group,
                 enable_auto_commit=False,
@@ -270,9 +281,7 @@ def create_topics(settings: KafkaSettings, topics: Iterable[str], partitions: in
         UnavailableError: the broker is away or does not allow it.
     """
     with reachable(settings):
-        admin = KafkaAdminClient(
-            bootstrap_servers=list(settings.servers), bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000)
-        )
+        admin = KafkaAdminClient(**settings.client, bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000))
     try:
         with answering():
             for topic in sorted(set(topics) - set(admin.list_topics())):
@@ -285,7 +294,7 @@ def create_topics(settings: KafkaSettings, topics: Iterable[str], partitions: in
 
 def log_id(settings: KafkaSettings, topic: str) -> str:
     """The id Kafka gave this topic when it was created: another id means another log. Empty where brokers have none."""
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.servers))
+    admin = KafkaAdminClient(**settings.client)
     try:
         (description,) = admin.describe_topics([topic])
         return str(description.get("topic_id") or "")
@@ -293,24 +302,23 @@ def log_id(settings: KafkaSettings, topic: str) -> str:
         admin.close()
 
 
-@contextlib.contextmanager
-def reachable(settings: KafkaSettings) -> Iterator[None]:
-    """Turn the errors of a first contact into ours."""
-    try:
-        yield
-    except (KafkaError, OSError) as error:
-        raise UnavailableError(
-            f"cannot reach Kafka at {','.join(settings.servers)}: {error!r}. Is it running, and is --kafka "
-            "(SUPSUP_KAFKA) right? `supsup-daemon start --embedded` brings its own."
-        ) from error
+def reachable(settings: KafkaSettings) -> contextlib.AbstractContextManager[None]:
+    """Turn the errors of a first contact into ours; see `probe.first_contact`."""
+    return first_contact(settings.servers, settings.security, settings.connect_timeout_s)
 
 
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
-    """Turn the errors of later requests into ours."""
+    """Turn the errors of later requests into ours.
+
+    Raises:
+        DeniedError: the broker forbids it.
+        ConfigError: it refuses what the settings ask for.
+        UnavailableError: anything else; it may pass.
+    """
     try:
         yield
     except _REFUSALS as error:
         raise ConfigError(f"Kafka refuses what these settings ask for: {error!r}") from error
     except KafkaError as error:
-        raise UnavailableError(f"Kafka does not answer: {error!r}") from error
+        raise kafka_refusal(error) or UnavailableError(f"Kafka does not answer: {error!r}") from error

@@ -14,10 +14,12 @@ from importlib import resources
 from typing import Any, Final, NoReturn
 
 import redis
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
 
-from daemon.errors import BankMismatchError, ConfigError, FencedError, LostGroundError, UnavailableError
+from daemon.errors import BankMismatchError, ConfigError, DeniedError, FencedError, LostGroundError, UnavailableError
+from daemon.probe import redis_denial
 from daemon.redis_keys import BankKeys
+from daemon.refusals import RIGHTS_PAGE, redis_refusal
 from daemon.settings import without_password
 from supsup_online import codec
 from supsup_online.bitpack import Words
@@ -64,22 +66,34 @@ class CommitPlan:
             self.write("HSET", key, *(part for pair in mapping.items() for part in pair))
 
 
-def connect(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
+def connect(url: str, *, timeout_s: float = 10.0, security: Mapping[str, Any] | None = None) -> redis.Redis:
     """A client that has answered once.
 
+    Args:
+        url: redis://, rediss:// or unix://.
+        timeout_s: how long the server may take to answer.
+        security: what the client takes beside the URL (`connections.redis_client`).
+
     Raises:
-        UnavailableError: no answer, a wrong password, or a URL that is none.
+        DeniedError: refused, by Redis or by us.
+        UnavailableError: no answer.
+        ConfigError: a URL that is none.
     """
+    security = dict(security or {})
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s) as probe:
-            probe.ping()
+        with redis.Redis.from_url(
+            url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s, **security
+        ) as probe_client:
+            probe_client.ping()
         # Later answers may take longer: a commit of many hot masks is some ten megabytes.
-        client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=max(30.0, timeout_s))
+        client = redis.Redis.from_url(
+            url, socket_connect_timeout=timeout_s, socket_timeout=max(30.0, timeout_s), **security
+        )
     except ValueError as error:
         raise ConfigError(f"{without_password(url)} is no Redis URL ({error}); write redis://HOST:PORT/DB") from None
-    except AuthenticationError as error:
-        raise UnavailableError(f"Redis at {without_password(url)} refused the credentials: {error}") from None
     except RedisError as error:
+        if denial := redis_denial(url, security, error, timeout_s):
+            raise denial from None
         raise UnavailableError(
             f"cannot reach Redis at {without_password(url)}: {str(error).rstrip('.')}. Is it running, and is --redis "
             "(SUPSUP_REDIS) right? `supsup-daemon start --embedded` brings its own."
@@ -225,15 +239,17 @@ class RedisStore(BankReader):
         super().__init__(client, bank)
         self.epoch = 0
         self._newest = ""
-        source = resources.files("daemon").joinpath("lua/commit.lua").read_text(encoding="utf-8")
-        self._script = client.register_script(source)
+        self._script = client.register_script(_lua("commit"))
+        self._rights = client.register_script(_lua("rights"))
 
     def open(self, network: Network, owner: str) -> None:
         """Create the bank, or prove that it is the same one; then become its only writer.
 
         Raises:
+            DeniedError: this user may not do all that a trainer does.
             BankMismatchError: another spec (each differing field is named), or another fingerprint.
         """
+        self._require_rights()
         wanted = {**network.spec.to_text(), "fingerprint": network.fingerprint}
         with _answers():
             if not self.client.exists(self.keys.spec):
@@ -245,6 +261,15 @@ class RedisStore(BankReader):
             self._newest = f"{self.epoch}:"
             lease = {"owner": owner, "since": int(time.time()), "commit": self._newest}
             self.client.hset(self.keys.lease, mapping=lease)
+
+    def _require_rights(self) -> None:
+        """A right that is missing is found out now: Redis takes back nothing of a script that it stops halfway."""
+        with _answers():
+            refused = [name.decode() for name in self._rights(keys=[self.keys.rights])]
+        if refused:
+            raise DeniedError(
+                f"Redis forbids this user {', '.join(refused)}, and a trainer needs that: {RIGHTS_PAGE} has the ACL line"
+            )
 
     def _create(self, wanted: dict[str, str]) -> None:
         with self.client.pipeline() as pipe:
@@ -357,7 +382,11 @@ def reading(key: str) -> Iterator[None]:
 
 
 def _unavailable(error: RedisError) -> NoReturn:
-    raise UnavailableError(f"Redis does not take it: {error}") from error
+    raise redis_refusal(error) or UnavailableError(f"Redis does not take it: {error}") from error
+
+
+def _lua(name: str) -> str:
+    return resources.files("daemon").joinpath(f"lua/{name}.lua").read_text(encoding="utf-8")
 
 
 def _text(raw: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -40,7 +40,7 @@ class SideTopics:
     def __init__(self, settings: KafkaSettings) -> None:
         with reachable(settings):
             self._producer = KafkaProducer(
-                bootstrap_servers=list(settings.servers),
+                **settings.client,
                 acks="all",
                 compression_type="gzip",
                 # To an idempotent producer one record that is too large is the end. Copies are possible anyway: whoever
