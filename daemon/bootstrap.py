@@ -10,7 +10,7 @@ from types import FrameType
 import structlog
 import torch
 
-from daemon import connections, kafka_source, redis_store
+from daemon import connections, kafka_rights, kafka_source, redis_store
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
 from daemon.errors import ConfigError
@@ -64,9 +64,11 @@ def assemble(stack: ExitStack, settings: Settings, learner: OnlineLearner, stop:
     )
     stack.callback(client.close)
     kafka = kafka_settings(settings)
+    sides = [topic + side for topic in kafka.topics for side in (DEAD_LETTER, OVERFLOW, PREDICTIONS)]
     if settings.create_topics:
-        sides = [topic + side for topic in kafka.topics for side in (DEAD_LETTER, OVERFLOW, PREDICTIONS)]
         kafka_source.create_topics(kafka, [*kafka.topics, *sides])
+    if kafka.security:
+        kafka_rights.require(kafka, sides)
     store = redis_store.RedisStore(client, settings.bank)
     store.open(learner.network, owner=f"{socket.gethostname()}:{os.getpid()}")
     side = SideTopics(kafka)

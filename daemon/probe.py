@@ -98,15 +98,8 @@ def _enter_kafka(server: str, client: Mapping[str, Any], timeout_s: float) -> No
         try:
             connection = stack.enter_context(_connected(server, context, timeout_s))
             code, offered = _offer_login(connection, mechanism or "PLAIN")
-        except ssl.SSLError as error:
-            if isinstance(error, ssl.SSLEOFError) and not _speaks_plain_kafka(server, timeout_s):
-                raise  # it has gone away in the middle, as a broker does that is being restarted
-            raise tls_refusal(name, error, "--kafka") from error
-        except (OSError, _NotKafkaError):
-            if context is None and _speaks_tls(*_address(server), timeout_s):
-                wanted = "SASL_SSL" if mechanism else "SSL or SASL_SSL"
-                raise DeniedError(f"{name} speaks TLS, and we do not: set --kafka-security {wanted}") from None
-            raise
+        except (OSError, _NotKafkaError) as error:
+            raise _denial_of(name, server, client, error, timeout_s) or error from None
         if mechanism is None and code in {_NO_ERROR, _UNSUPPORTED_MECHANISM}:
             wanted = "SASL_SSL" if context else "SASL_PLAINTEXT"
             raise DeniedError(f"{name} wants a login ({offered}): set --kafka-security {wanted} and --kafka-user")
@@ -118,6 +111,45 @@ def _enter_kafka(server: str, client: Mapping[str, Any], timeout_s: float) -> No
         if code != _NO_ERROR:
             raise DeniedError(f"{name} takes no login by {mechanism}: set --kafka-sasl-mechanism to one of {offered}")
         _log_in(connection, name, client)
+
+
+def _denial_of(
+    name: str, server: str, client: Mapping[str, Any], error: Exception, timeout_s: float
+) -> DeniedError | None:
+    """What a connection that broke before Kafka gave an answer tells; None if nothing: the broker may be starting."""
+    context, (host, port) = client.get("ssl_context"), _address(server)
+    if context is None:
+        if not _speaks_tls(host, port, timeout_s):
+            return None
+        wanted = "SASL_SSL" if "sasl_mechanism" in client else "SSL or SASL_SSL"
+        return DeniedError(f"{name} speaks TLS, and we do not: set --kafka-security {wanted}")
+    found = error if isinstance(error, ssl.SSLError) else None
+    if not _tells(found):
+        found = _alert(host, port, context, timeout_s) or found
+    if found and (_tells(found) or _speaks_plain_kafka(server, timeout_s)):
+        return tls_refusal(name, found, "--kafka")
+    return None
+
+
+def _tells(error: ssl.SSLError | None) -> bool:
+    """Whether this error is more than an end that came too early, as of a server that is being restarted."""
+    return error is not None and not isinstance(error, ssl.SSLEOFError)
+
+
+def _alert(host: str, port: int, context: ssl.SSLContext, timeout_s: float) -> ssl.SSLError | None:
+    """What a server says to our certificate when nothing is sent to it.
+
+    In TLS 1.3 it judges the certificate after we take the handshake for done. If we have written something by then, the
+    connection may break before its alert is read.
+    """
+    try:
+        with _connected(f"{host}:{port}", context, timeout_s) as connection:
+            connection.recv(1)
+    except ssl.SSLError as error:
+        return error if _tells(error) else None
+    except OSError:
+        pass
+    return None
 
 
 def _speaks_plain_kafka(server: str, timeout_s: float) -> bool:
@@ -231,13 +263,22 @@ def redis_denial(url: str, client: Mapping[str, Any], error: RedisError, timeout
     name = f"Redis at {host}:{port}"
     if parts.scheme == "rediss":
         found = tls_error_in(error)
-        if found and not isinstance(found, ssl.SSLEOFError):
+        if not _tells(found):
+            found = _alert(host, port, _redis_context(client), min(timeout_s, _PATIENCE_S))
+        if found:
             return tls_refusal(name, found, "--redis")
         if _speaks_plain_redis(host, port, min(timeout_s, _PATIENCE_S)):
             return DeniedError(f"{name} does not speak TLS, and we do: write redis:// in --redis, or take another port")
     elif parts.scheme == "redis" and _speaks_tls(host, port, min(timeout_s, _PATIENCE_S)):
         return DeniedError(f"{name} speaks TLS, and we do not: write rediss:// in --redis")
     return None
+
+
+def _redis_context(client: Mapping[str, Any]) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=client.get("ssl_ca_certs"))
+    if certificate := client.get("ssl_certfile"):
+        context.load_cert_chain(certificate, client["ssl_keyfile"], client["ssl_password"])
+    return context
 
 
 def _speaks_tls(host: str, port: int, timeout_s: float) -> bool:

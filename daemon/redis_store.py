@@ -268,7 +268,7 @@ class RedisStore(BankReader):
             refused = [name.decode() for name in self._rights(keys=[self.keys.rights])]
         if refused:
             raise DeniedError(
-                f"Redis forbids this user {', '.join(refused)}, and a trainer needs that: {RIGHTS_PAGE} has the ACL line"
+                f"Redis forbids this user {', '.join(refused)}, and a trainer needs that: see {RIGHTS_PAGE} for the ACL"
             )
 
     def _create(self, wanted: dict[str, str]) -> None:

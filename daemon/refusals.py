@@ -97,14 +97,15 @@ def redis_refusal(error: RedisError, user: str = "") -> DeniedError | None:
         user: as whom we are logged in, where that is known.
     """
     who = f"user {user!r}" if user else "this user"
+    reason = str(error).rstrip(".")
     if isinstance(error, AuthenticationError):
         return DeniedError(
-            f"Redis refuses the login of {who}: {error}. Look at --redis-user and --redis-password-file, or at the "
+            f"Redis refuses the login of {who}: {reason}. Look at --redis-user and --redis-password-file, or at the "
             "login in --redis"
         )
-    forbidden = isinstance(error, ResponseError) and any(part in str(error) for part in _SCRIPT_DENIED)
+    forbidden = isinstance(error, ResponseError) and any(part in reason for part in _SCRIPT_DENIED)
     if forbidden or isinstance(error, NoPermissionError | RedisAuthorizationError):
-        return DeniedError(f"Redis forbids it to {who}: {error}. {RIGHTS_PAGE} has the ACL line that each user needs")
+        return DeniedError(f"Redis forbids it to {who}: {reason}. {RIGHTS_PAGE} has the ACL line that each user needs")
     return None
 
 

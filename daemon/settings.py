@@ -55,8 +55,8 @@ def _optional(value: Any) -> Any:
 
 
 def _secret(value: Any) -> Any:
-    """A number from a TOML file is a secret too; refused, it would be shown."""
-    return None if value in {"", None} else value if isinstance(value, SecretStr) else str(value)
+    """Digits in a TOML file are a secret too."""
+    return str(value) if isinstance(value, int | float) else _optional(value)
 
 
 def _topics(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ def test_the_exit_codes_are_the_documented_ones() -> None:
         "UnavailableError": 69,
         "EmbeddedError": 69,
         "FencedError": 75,
+        "DeniedError": 77,
     }
     for name, code in codes.items():
         documented = [line for line in (errors.__doc__ or "").splitlines() if name in line]

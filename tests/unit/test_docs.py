@@ -13,9 +13,10 @@ from typing import get_args
 
 import click
 import pytest
+import trustme
 from structlog.testing import capture_logs
 
-from daemon import checkpoint, cli_bank, demo, settings
+from daemon import checkpoint, cli_bank, connections, demo, settings
 from daemon.checkpoint import COUNTERS, Checkpointer, Partition
 from daemon.cli import cli
 from daemon.errors import ExitCode
@@ -39,7 +40,7 @@ from unit import tiny
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = ROOT / "docs" / "reference"
-NOT_OURS = {"jq", "git", "cd", "make", "python", "source", "redis-cli", "echo", "kafka-console-producer"}
+NOT_OURS = {"jq", "git", "cd", "make", "python", "source", "redis-cli", "echo", "kafka-console-producer", "kafka-acls"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -130,6 +131,15 @@ def returned_keys(module, function):
     (body,) = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
     (result,) = [node.value for node in ast.walk(body) if isinstance(node, ast.Return)]
     return [key.value for key in result.keys]
+
+
+@pytest.fixture
+def readers_files(tmp_path, monkeypatch):
+    """The files that the examples name, which their readers have."""
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in ("kafka-password", "publisher-password", "redis-password"):
+        (tmp_path / name).write_text("secret\n")
+    monkeypatch.chdir(tmp_path)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -381,6 +391,10 @@ def test_every_command_is_documented_with_its_options(name, command):
     if set(NAMES) <= {p.name for p in parameters}:
         assert re.search(r"takes every (\[setting\]\(settings.md\)|setting)", text)
         parameters = [p for p in parameters if p.name not in NAMES]
+    for server, names in (("kafka", connections.KAFKA_OPTIONS), ("redis", connections.REDIS_OPTIONS)):
+        if f"(security.md#{server})" in text:
+            assert set(names) <= {p.name for p in parameters}
+            parameters = [p for p in parameters if p.name not in names]
     assert [p.opts[0] for p in parameters if not re.search(rf"{p.opts[0]}\b", text)] == []
 
 
@@ -405,7 +419,7 @@ def test_the_keys_of_json_output_are_documented(name, module, function):
 
 
 @every_page
-def test_every_command_line_is_one_that_the_program_takes(page):
+def test_every_command_line_is_one_that_the_program_takes(page, readers_files):
     commands = dict(leaves())
     for variables, arguments in own_commands(page):
         assert variables.keys() <= {variable(name) for name in NAMES} | settings.OTHER_VARIABLES
@@ -492,7 +506,7 @@ def test_json_examples_are_json(page):
 
 
 @every_page
-def test_toml_examples_are_settings_that_the_program_takes(page):
+def test_toml_examples_are_settings_that_the_program_takes(page, readers_files):
     for block in blocks(page, "toml"):
         values = tomllib.loads(block)
         assert settings.unknown_keys(page, values) == []
