@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from daemon import bootstrap, kafka_source, logs, publisher
+from daemon import bootstrap, kafka_client, logs, publisher
 from daemon.apply import Applier
 from daemon.checkpoint import Checkpointer
 from daemon.embedded import EmbeddedServers
@@ -83,7 +83,7 @@ def main() -> None:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         servers = stack.enter_context(EmbeddedServers(Path(directory)))
         settings = Settings(kafka=(servers.kafka,), redis=servers.redis_url, burst=True, session_timeout_s=3.0)
-        kafka_source.create_topics(bootstrap.kafka_settings(settings), settings.topic)
+        kafka_client.create_topics(bootstrap.kafka_settings(settings), settings.topic)
         scenario = Scenario(load_mnist(), "permuted", given.tasks, 0)
         plan = schedule("random", given.tasks, given.batches, 0)
         publisher.send(

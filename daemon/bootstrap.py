@@ -9,14 +9,15 @@ import structlog
 import torch
 from prometheus_client import disable_created_metrics
 
-from daemon import kafka_source, redis_store
+from daemon import connections, kafka_client, kafka_rights, redis_client, redis_store
 from daemon.apply import DEAD_LETTER, OVERFLOW, PREDICTIONS, Applier
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
 from daemon.errors import ConfigError, FencedError, RewoundError
 from daemon.health import AliveFile, Health
 from daemon.http import HttpServer, token_of
-from daemon.kafka_source import KafkaSettings, KafkaSource
+from daemon.kafka_client import KafkaSettings
+from daemon.kafka_source import KafkaSource
 from daemon.lease import Lease, LeaseKeeper, new_owner
 from daemon.loop import StopRequest, TrainerLoop
 from daemon.metrics import TrainerMetrics
@@ -118,7 +119,9 @@ def connect_store(stack: ExitStack, settings: Settings) -> redis_store.RedisStor
     Raises:
         UnavailableError: Redis does not answer.
     """
-    client = redis_store.connect(settings.redis, timeout_s=settings.connect_timeout_s)
+    client = redis_client.connect(
+        settings.redis, timeout_s=settings.connect_timeout_s, security=connections.redis_client(settings)
+    )
     stack.callback(client.close)
     return redis_store.RedisStore(client, settings.bank)
 
@@ -140,11 +143,16 @@ def take_over(
         StopError: see `daemon.errors`.
     """
     kafka = kafka_settings(settings)
+    sides = [topic + side for topic in kafka.topics for side in (DEAD_LETTER, OVERFLOW, PREDICTIONS)]
     if settings.create_topics:
-        sides = [topic + side for topic in kafka.topics for side in (DEAD_LETTER, OVERFLOW, PREDICTIONS)]
-        kafka_source.create_topics(kafka, [*kafka.topics, *sides])
-    client = redis_store.connect(
-        settings.redis, timeout_s=settings.connect_timeout_s, reply_s=max(1.0, settings.lease_ttl_s / 2)
+        kafka_client.create_topics(kafka, [*kafka.topics, *sides])
+    if kafka.security:
+        kafka_rights.require(kafka, sides)
+    client = redis_client.connect(
+        settings.redis,
+        timeout_s=settings.connect_timeout_s,
+        reply_s=max(1.0, settings.lease_ttl_s / 2),
+        security=connections.redis_client(settings),
     )
     stack.callback(client.close)
     lease = Lease(client, store.keys, new_owner(), settings.lease_ttl_s)
@@ -234,6 +242,7 @@ def kafka_settings(settings: Settings) -> KafkaSettings:
         max_poll_interval_s=settings.max_poll_interval_s,
         connect_timeout_s=settings.connect_timeout_s,
         merge_wait_s=settings.merge_wait_s,
+        security=connections.kafka_client(settings),
     )
 
 

@@ -15,29 +15,30 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from daemon import options, redis_store
+from daemon import connections, options, redis_client
 from daemon.errors import BankMismatchError, UnavailableError
 from daemon.redis_store import BankReader, EventTail
+from daemon.refusals import redis_refusal
 from supsup_online.bitpack import MaskLayout
 
 _REFRESH_S: Final = 0.5
 _DECISIONS_SHOWN: Final = 12
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-_reading_options = options.setting_options("redis", "bank")
+_reading_options = options.setting_options("redis", "bank", *connections.REDIS_OPTIONS)
 
 
 @contextmanager
 def _reader() -> Iterator[BankReader]:
     """A reader of the bank that the command's settings name, which must exist."""
     settings = options.current_settings()
-    client = redis_store.connect(settings.redis)
+    client = redis_client.connect(settings.redis, security=connections.redis_client(settings))
     try:
         reader = BankReader(client, settings.bank)
         reader.spec()
         yield reader
     except RedisError as error:
-        raise UnavailableError(f"Redis does not answer: {error}") from error
+        raise redis_refusal(error) or UnavailableError(f"Redis does not answer: {error}") from error
     finally:
         client.close()
 

@@ -17,17 +17,17 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from daemon import options
+from daemon import connections, options
 from daemon.bootstrap import kafka_settings
 from daemon.dead_letters import DeadLetter, DeadLetters, TopicReader
 from daemon.errors import ConfigError, StopError
-from daemon.kafka_source import KafkaSettings
+from daemon.kafka_client import KafkaSettings
 from daemon.preview import hexdump, printable, readable
 from daemon.replay import Ledger, Outcome, Replay
 from supsup_online import wire
 from supsup_online.errors import BadBatchError
 
-_KAFKA: Final = ("kafka", "topic", "connect_timeout_s")
+_KAFKA: Final = ("kafka", "topic", "connect_timeout_s", *connections.KAFKA_OPTIONS)
 _LIMITS: Final = ("input_shape", "classes", "max_record_bytes", "max_rows")
 _PAGE_ROWS: Final = 500
 _SHOWN_ERROR: Final = 160

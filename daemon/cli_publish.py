@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from daemon import kafka_source, options, publisher
+from daemon import connections, kafka_client, options, publisher
 from daemon.bootstrap import kafka_settings
 from daemon.publisher import Format, Outgoing
 from supsup_online.datasets import load_mnist
@@ -30,7 +30,7 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True))
-@options.setting_options("kafka", "topic", "create_topics", "connect_timeout_s")
+@options.setting_options("kafka", "topic", "create_topics", "connect_timeout_s", *connections.KAFKA_OPTIONS)
 @click.option(
     "--scenario",
     type=click.Choice(get_args(Kind)),
@@ -64,8 +64,9 @@ def publish(files: tuple[Path, ...], *, as_json: bool, rate: float | None, **giv
     if len(settings.topic) != 1:
         raise click.UsageError("publish to one --topic at a time")
     topic = settings.topic[0]
+    kafka = kafka_settings(settings)
     if settings.create_topics:
-        kafka_source.create_topics(kafka_settings(settings), [topic])
+        kafka_client.create_topics(kafka, [topic])
     total = None if files else given["batches"]
     records = _from_files(files, given) if files else _from_scenario(given)
     begun = time.monotonic()
@@ -76,6 +77,7 @@ def publish(files: tuple[Path, ...], *, as_json: bool, rate: float | None, **giv
             topic,
             records,
             rate=rate,
+            security=kafka.security,
             progress=lambda n, b: bar.update(row, completed=n, size=f"{b / 1e6:.1f} MB"),
         )
     seconds = time.monotonic() - begun

@@ -13,7 +13,8 @@ from typing import Any, Final, Self
 from kafka import KafkaConsumer, TopicPartition
 
 from daemon.errors import ConfigError, UnavailableError
-from daemon.kafka_source import POLL_LIMIT_S, KafkaSettings, answering, reachable
+from daemon.kafka_client import KafkaSettings, answering, reachable
+from daemon.kafka_source import POLL_LIMIT_S
 
 SUFFIX: Final = ".dlq"
 REPLAYED_FROM: Final = "replayed-from"
@@ -118,7 +119,7 @@ class TopicReader:
         self._patience_s = max(settings.connect_timeout_s, 2 * POLL_LIMIT_S)
         with reachable(settings):
             self._consumer = KafkaConsumer(
-                bootstrap_servers=list(settings.servers),
+                **settings.client,
                 bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
                 group_id=None,
                 enable_auto_commit=False,

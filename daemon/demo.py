@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import structlog
 
-from daemon import kafka_source, publisher, redis_store
+from daemon import kafka_client, publisher, redis_client
 from daemon._directory_lock import DirectoryLock
 from daemon.apply import DEAD_LETTER, OVERFLOW, PREDICTIONS
 from daemon.bootstrap import kafka_settings
@@ -100,7 +100,7 @@ class DemoRun:
             StopError: the trainer ended by itself; the message holds the end of its log.
         """
         topics = [TOPIC + side for side in ("", DEAD_LETTER, OVERFLOW, PREDICTIONS)]
-        kafka_source.create_topics(kafka_settings(self.settings), topics)
+        kafka_client.create_topics(kafka_settings(self.settings), topics)
         self._start_trainer()
         publishing = threading.Thread(target=self._publish, daemon=True)
         publishing.start()
@@ -188,7 +188,7 @@ class DemoRun:
 
     def reader(self) -> BankReader:
         """A reader of the demo's bank."""
-        return BankReader(redis_store.connect(self.servers.redis_url), BANK)
+        return BankReader(redis_client.connect(self.servers.redis_url), BANK)
 
     # -- holding it against the truth --------------------------------------------------------------------------------
 

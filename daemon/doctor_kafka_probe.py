@@ -14,8 +14,8 @@ from daemon.bootstrap import kafka_settings
 from daemon.doctor_kafka import SIDES
 from daemon.doctor_probes import Questions
 from daemon.errors import StopError
+from daemon.kafka_client import KafkaSettings, reachable
 from daemon.kafka_facts import GroupFacts, KafkaFacts, MemberFacts, PartitionFacts, TopicFacts
-from daemon.kafka_source import KafkaSettings, reachable
 from daemon.settings import Settings
 
 _TOPIC_CONFIGS: Final = (
@@ -57,9 +57,7 @@ def probe_kafka(settings: Settings) -> KafkaFacts:
 def _client(kind: Callable[..., Any], kafka: KafkaSettings, **more: object) -> Any:
     """A client of Kafka: the one place where this module makes any."""
     timeout_ms = int(kafka.connect_timeout_s * 1000)
-    return kind(
-        bootstrap_servers=list(kafka.servers), bootstrap_timeout_ms=timeout_ms, request_timeout_ms=timeout_ms, **more
-    )
+    return kind(**kafka.client, bootstrap_timeout_ms=timeout_ms, request_timeout_ms=timeout_ms, **more)
 
 
 def _codecs() -> frozenset[str]:

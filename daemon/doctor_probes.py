@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
-from daemon import redis_store
+from daemon import connections, redis_client
 from daemon.doctor_redis import BankFacts, RedisFacts
 from daemon.errors import StopError
 from daemon.findings import Miss
@@ -54,7 +54,9 @@ class Questions:
 def probe_redis(settings: Settings) -> tuple[RedisFacts, BankFacts | None]:
     """Everything about Redis and the bank in it; the bank is None where it cannot be read."""
     try:
-        client = redis_store.connect(settings.redis, timeout_s=settings.connect_timeout_s)
+        client = redis_client.connect(
+            settings.redis, timeout_s=settings.connect_timeout_s, security=connections.redis_client(settings)
+        )
     except StopError as error:
         return RedisFacts(failure=str(error)), None
     client.set_retry(Retry(NoBackoff(), 0))

@@ -11,7 +11,8 @@ SupsupError (supsup_online.errors)
     ├── UnavailableError 69 Kafka or Redis cannot be reached
     │   └── EmbeddedError 69 the embedded servers cannot run here
     ├── FencedError      75 another trainer has taken over the bank
-    └── PoisonedError    76 too many records in a row were of no use
+    ├── PoisonedError    76 too many records in a row were of no use
+    └── DeniedError      77 Kafka or Redis does not let us in, or not do something; or we do not trust it
 """
 
 from enum import IntEnum
@@ -35,6 +36,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 69
     FENCED = 75
     POISONED = 76
+    DENIED = 77
     INTERRUPTED = 130
 
 
@@ -98,3 +100,9 @@ class PoisonedError(StopError):
     """As many records in a row were dead-lettered as the settings allow."""
 
     exit_code = ExitCode.POISONED
+
+
+class DeniedError(StopError):
+    """A login, a certificate or a right that is missing or wrong; waiting does not mend it."""
+
+    exit_code = ExitCode.DENIED

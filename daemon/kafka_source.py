@@ -8,25 +8,16 @@ whatever the client had fetched before is dropped.
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from threading import Event
 from typing import Any, Final
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.admin import NewTopic
-from kafka.errors import (
-    AuthorizationError,
-    CorruptRecordError,
-    InvalidSessionTimeoutError,
-    InvalidTopicError,
-    KafkaError,
-    TopicAlreadyExistsError,
-    UnsupportedVersionError,
-)
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka.errors import CorruptRecordError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
-from daemon.errors import ConfigError, LostGroundError, UnavailableError, UnreadableError
+from daemon.errors import LostGroundError, UnavailableError, UnreadableError
+from daemon.kafka_client import KafkaSettings, answering, log_id, reachable
 from daemon.merge import RecordMerge
 from daemon.records import Log, Partition, Position, Record
 
@@ -36,23 +27,6 @@ POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-pyth
 _POLL_RECORDS: Final = 64
 _AHEAD_RECORDS: Final = 2 * _POLL_RECORDS  # a partition with as many records waiting, or as many bytes, is paused
 _AHEAD_BYTES: Final = 8 * 2**20
-
-# Errors that no waiting mends.
-_REFUSALS: Final = (AuthorizationError, InvalidSessionTimeoutError, InvalidTopicError, UnsupportedVersionError)
-
-
-@dataclass(frozen=True, slots=True)
-class KafkaSettings:
-    """How to reach the broker and how to behave in the group; sizes in bytes, times in seconds."""
-
-    servers: tuple[str, ...]
-    topics: tuple[str, ...]
-    group: str
-    max_record_bytes: int
-    session_timeout_s: float
-    max_poll_interval_s: float
-    connect_timeout_s: float
-    merge_wait_s: float = 0.1
 
 
 class KafkaSource:
@@ -70,7 +44,7 @@ class KafkaSource:
         self._elsewhere: set[Partition] = set()
         with reachable(settings):
             self._consumer = KafkaConsumer(
-                bootstrap_servers=list(settings.servers),
+                **settings.client,
                 bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
                 group_id=settings.group,
                 enable_auto_commit=False,
@@ -346,56 +320,3 @@ class _RebalanceNote(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         if assigned:
             self.changed.set()
-
-
-def create_topics(settings: KafkaSettings, topics: Iterable[str], partitions: int = 1) -> None:
-    """Create topics that do not exist, in the order given.
-
-    Raises:
-        UnavailableError: the broker is away or does not allow it.
-    """
-    with reachable(settings):
-        admin = KafkaAdminClient(
-            bootstrap_servers=list(settings.servers), bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000)
-        )
-    try:
-        with answering():
-            for topic in sorted(set(topics) - set(admin.list_topics())):
-                with contextlib.suppress(TopicAlreadyExistsError):
-                    admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1)])
-                    log.info("topic.created", topic=topic, partitions=partitions)
-    finally:
-        admin.close()
-
-
-def log_id(settings: KafkaSettings, topic: str) -> str:
-    """The id Kafka gave this topic when it was created: another id means another log. Empty where brokers have none."""
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.servers))
-    try:
-        (description,) = admin.describe_topics([topic])
-        return str(description.get("topic_id") or "")
-    finally:
-        admin.close()
-
-
-@contextlib.contextmanager
-def reachable(settings: KafkaSettings) -> Iterator[None]:
-    """Turn the errors of a first contact into ours."""
-    try:
-        yield
-    except (KafkaError, OSError) as error:
-        raise UnavailableError(
-            f"cannot reach Kafka at {','.join(settings.servers)}: {error!r}. Is it running, and is --kafka "
-            "(SUPSUP_KAFKA) right? `supsup-daemon start --embedded` brings its own."
-        ) from error
-
-
-@contextlib.contextmanager
-def answering() -> Iterator[None]:
-    """Turn the errors of later requests into ours."""
-    try:
-        yield
-    except _REFUSALS as error:
-        raise ConfigError(f"Kafka refuses what these settings ask for: {error!r}") from error
-    except KafkaError as error:
-        raise UnavailableError(f"Kafka does not answer: {error!r}") from error

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+import structlog
 from click.core import ParameterSource
 
 from daemon import settings as table
 from daemon.settings import Settings
+
+log = structlog.get_logger()
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,6 +48,10 @@ def current_settings(context: click.Context | None = None) -> Settings:
     """
     context = context or click.get_current_context()
     values, origins = _given(context)
+    for name, origin in origins.items():
+        if origin == _ORIGINS[ParameterSource.COMMANDLINE] and table.is_secret(name):
+            # Everybody on this machine can read the arguments of a process.
+            log.warning("secret.on_command_line", flag=table.flag(name), better=f"{table.variable(name)} or a file")
     return table.parse(values, origins, [*context.meta.get(_PROBLEMS, ()), *table.unknown_variables(os.environ)])
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from kafka.errors import KafkaError
 from numpy.typing import NDArray
 
 from daemon.errors import UnavailableError
+from daemon.probe import first_contact
+from daemon.refusals import kafka_refusal
 from supsup_online import datasets, wire
 from supsup_online.errors import DataError
 from supsup_online.scenarios import Scenario, ScheduledBatch, iter_stream
@@ -25,6 +27,7 @@ _ENCODERS: Final[dict[Format, Callable[..., bytes]]] = {"arrow": wire.encode_arr
 _MAX_REQUEST: Final = 2**30
 _UNDERWAY: Final = 1000  # records sent and not yet acknowledged
 _PATIENCE_S: Final = 60
+_CONNECT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ def send(
     records: Iterable[Outgoing],
     *,
     rate: float | None = None,
+    security: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda _count, _size: None,
 ) -> tuple[int, int]:
     """Publish records in order; returns (records, bytes) acknowledged by the broker.
@@ -124,17 +128,21 @@ def send(
         topic: where to.
         records: what; made as they are sent.
         rate: records per second at most.
+        security: what the client takes beside the servers (`connections.kafka_client`).
         progress: told after every record how many records and bytes were sent so far.
 
     Raises:
+        DeniedError: the broker does not let us in, or not write to this topic.
         UnavailableError: the broker is away, or refuses a record.
     """
-    try:
+    with first_contact(servers, security or {}, _CONNECT_S):
         producer = KafkaProducer(
-            bootstrap_servers=list(servers), bootstrap_timeout_ms=10_000, max_request_size=_MAX_REQUEST, linger_ms=5
+            bootstrap_servers=list(servers),
+            **(security or {}),
+            bootstrap_timeout_ms=int(_CONNECT_S * 1000),
+            max_request_size=_MAX_REQUEST,
+            linger_ms=5,
         )
-    except KafkaError as error:
-        raise UnavailableError(f"cannot reach Kafka at {','.join(servers)}: {error!r}; check --kafka") from error
     count = size = 0
     begun = time.monotonic()
     sent: deque[Any] = deque()
@@ -152,7 +160,8 @@ def send(
         for future in sent:
             future.get(timeout=_PATIENCE_S)
     except KafkaError as error:
-        raise UnavailableError(f"Kafka took {count} records, then failed: {error!r}") from error
+        failure = UnavailableError(f"Kafka took {count} records, then failed: {error!r}")
+        raise kafka_refusal(error) or failure from error
     finally:
         with suppress(KafkaError):
             producer.close(timeout=5)

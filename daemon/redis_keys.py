@@ -10,6 +10,7 @@ supsup:{bank}:progress:<topic>:<partition>  hash    next offset, log id, a field
 supsup:{bank}:totals                        hash    counters of the whole bank: steps, next_id, samples, ...
 supsup:{bank}:lease                         hash    fencing epoch, owner, id of the newest commit
 supsup:{bank}:events                        stream  commit, allocate, reuse, over-budget; capped
+supsup:{bank}:rights                        none    never there outside of `lua/rights.lua`
 """
 
 import re
@@ -61,6 +62,11 @@ class BankKeys:
     def events(self) -> str:
         """Stream: what happened."""
         return self._key("events")
+
+    @property
+    def rights(self) -> str:
+        """Nothing: what a user may do is tried out on it, within one script."""
+        return self._key("rights")
 
     def mask(self, mask_id: int) -> str:
         """String: the packed mask."""

@@ -7,6 +7,7 @@ from typing import NoReturn
 from redis.exceptions import RedisError, ResponseError
 
 from daemon.errors import BankMismatchError, FencedError, RewoundError, UnavailableError
+from daemon.refusals import redis_refusal
 from supsup_online.errors import CodecError
 
 
@@ -17,6 +18,7 @@ def answering() -> Iterator[None]:
     Raises:
         FencedError: another trainer has taken over.
         RewoundError: this Redis does not hold what was written before.
+        DeniedError: this user may not do it.
         UnavailableError: everything else; it may pass.
     """
     try:
@@ -48,4 +50,4 @@ def reading(key: str) -> Iterator[None]:
 
 
 def _unavailable(error: RedisError) -> NoReturn:
-    raise UnavailableError(f"Redis does not take it: {error}", server="redis") from error
+    raise redis_refusal(error) or UnavailableError(f"Redis does not take it: {error}", server="redis") from error

@@ -12,15 +12,13 @@ from importlib import resources
 from typing import Any, Final
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
-from redis.retry import Retry
+from redis.exceptions import ReadOnlyError
 
-from daemon.errors import BankMismatchError, ConfigError, LostGroundError, UnavailableError
+from daemon.errors import BankMismatchError, DeniedError, LostGroundError
 from daemon.lease import Term
 from daemon.redis_keys import BankKeys
 from daemon.redis_replies import answering, reading
-from daemon.settings import without_password
+from daemon.refusals import RIGHTS_PAGE
 from supsup_online import codec
 from supsup_online.bitpack import Words
 from supsup_online.errors import SpecError
@@ -64,39 +62,6 @@ class CommitPlan:
         """Set fields of a hash."""
         if mapping:
             self.write("HSET", key, *(part for pair in mapping.items() for part in pair))
-
-
-def connect(url: str, *, timeout_s: float = 10.0, reply_s: float | None = None) -> redis.Redis:
-    """A client that has answered once.
-
-    Args:
-        url: of the server.
-        timeout_s: how long connecting, and the first answer, may take.
-        reply_s: how long later answers may take, without a second try; None: long enough for a commit of many hot
-            masks, which is some ten megabytes, and redis-py's own repetitions.
-
-    Raises:
-        UnavailableError: no answer, a wrong password, or a URL that is none.
-    """
-    try:
-        with redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s) as probe:
-            probe.ping()
-        if reply_s is None:
-            client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=max(30.0, timeout_s))
-        else:
-            once = Retry(NoBackoff(), 0)
-            client = redis.Redis.from_url(url, socket_connect_timeout=reply_s, socket_timeout=reply_s, retry=once)
-    except ValueError as error:
-        raise ConfigError(f"{without_password(url)} is no Redis URL ({error}); write redis://HOST:PORT/DB") from None
-    except AuthenticationError as error:
-        raise UnavailableError(f"Redis at {without_password(url)} refused the credentials: {error}", "redis") from None
-    except RedisError as error:
-        raise UnavailableError(
-            f"cannot reach Redis at {without_password(url)}: {str(error).rstrip('.')}. Is it running, and is --redis "
-            "(SUPSUP_REDIS) right? `supsup-daemon start --embedded` brings its own.",
-            server="redis",
-        ) from None
-    return client
 
 
 class BankReader:
@@ -261,15 +226,17 @@ class RedisStore(BankReader):
         super().__init__(client, bank)
         self.term = Term(0, "")
         self._newest = ""
-        source = resources.files("daemon").joinpath("lua/commit.lua").read_text(encoding="utf-8")
-        self._script = client.register_script(source)
+        self._script = client.register_script(_lua("commit"))
+        self._rights = client.register_script(_lua("rights"))
 
     def open(self, network: Network) -> None:
         """Create the bank, or prove that it is the same one.
 
         Raises:
+            DeniedError: this user may not do all that a trainer does.
             BankMismatchError: another spec (each differing field is named), or another fingerprint.
         """
+        self._require_rights()
         wanted = {**network.spec.to_text(), "fingerprint": network.fingerprint}
         with answering():
             if not self.client.exists(self.keys.spec):
@@ -282,6 +249,7 @@ class RedisStore(BankReader):
 
         Raises:
             LostGroundError: the bank was there when it was opened, and is gone.
+            BankMismatchError: it is another one now.
         """
         self.term = term
         self._newest = term.commit_id()
@@ -291,7 +259,18 @@ class RedisStore(BankReader):
                     f"bank {self.keys.bank!r} is gone: Redis was emptied while this trainer waited for its turn. Bring "
                     "the bank back, or start again to learn everything anew from what Kafka still holds."
                 )
+            self._check_spec(network)  # another one may have been imported meanwhile
+            self.check_fingerprint(network)
             self.client.hset(self.keys.spec, "budget", network.spec.budget)
+
+    def _require_rights(self) -> None:
+        """A right that is missing is found out now: Redis takes back nothing of a script that it stops halfway."""
+        with answering():
+            refused = [name.decode() for name in self._rights(keys=[self.keys.rights])]
+        if refused:
+            raise DeniedError(
+                f"Redis forbids this user {', '.join(refused)}, and a trainer needs that: see {RIGHTS_PAGE} for the ACL"
+            )
 
     def _create(self, wanted: dict[str, str]) -> None:
         with self.client.pipeline() as pipe:
@@ -379,6 +358,10 @@ class RedisStore(BankReader):
                 raise
         self._newest = commit_id
         return version
+
+
+def _lua(name: str) -> str:
+    return resources.files("daemon").joinpath(f"lua/{name}.lua").read_text(encoding="utf-8")
 
 
 def _text(raw: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError, Topi
 
 from daemon.dead_letters import REPLAYED_FROM, DeadLetter, TopicReader
 from daemon.errors import StopError
-from daemon.kafka_source import KafkaSettings, answering, log_id, reachable
+from daemon.kafka_client import KafkaSettings, answering, log_id, reachable
 
 LEDGER_SUFFIX: Final = ".replayed"
 CHUNK: Final = 100  # letters between two entries of the ledger
@@ -298,7 +298,7 @@ class _Chunk:
 def _producer(settings: KafkaSettings) -> Any:
     with reachable(settings):
         return KafkaProducer(
-            bootstrap_servers=list(settings.servers),
+            **settings.client,
             bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
             max_block_ms=int(settings.connect_timeout_s * 1000),
             acks="all",
@@ -312,9 +312,7 @@ def _producer(settings: KafkaSettings) -> Any:
 def _create_ledger(settings: KafkaSettings, topic: str) -> None:
     """One partition, kept for ever: an entry that is gone is a letter sent twice; a hundred letters are one entry."""
     with reachable(settings):
-        admin = KafkaAdminClient(
-            bootstrap_servers=list(settings.servers), bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000)
-        )
+        admin = KafkaAdminClient(**settings.client, bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000))
     try:
         with answering(), contextlib.suppress(TopicAlreadyExistsError):
             admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=-1, topic_configs=_KEPT)])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
+from daemon import connections
 from daemon.errors import ConfigError
 from daemon.redis_keys import BANK_NAME
 from supsup_online.errors import SpecError
@@ -54,8 +55,8 @@ def _optional(value: Any) -> Any:
 
 
 def _secret(value: Any) -> Any:
-    """A number from a TOML file is a secret too; refused, it would be shown."""
-    return None if value in {"", None} else value if isinstance(value, SecretStr) else str(value)
+    """Digits in a TOML file are a secret too."""
+    return str(value) if isinstance(value, int | float) else _optional(value)
 
 
 def _topics(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -83,6 +84,10 @@ OptionalPath = Annotated[Path | None, BeforeValidator(_optional)]
 Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_shape), Field(min_length=1, max_length=4)]
 
 
+KafkaProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+
 class Settings(BaseModel):
     """Settings of the trainer; other commands use some of them."""
 
@@ -93,6 +98,25 @@ class Settings(BaseModel):
     topic: Topics = Field(("supsup",), min_length=1, description="Topic to read; may be given more than once.")
     group: str = Field("", description="Kafka consumer group; empty: supsup-BANK, so that each bank reads all.")
     bank: str = Field("default", pattern=f"^{BANK_NAME.pattern}$", description="Name of the mask bank in Redis.")
+
+    kafka_security: KafkaProtocol = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL (TLS), SASL_PLAINTEXT (a login) or SASL_SSL (both)."
+    )
+    kafka_ca_file: OptionalPath = Field(None, description="PEM file of CAs to trust; empty: the system's.")
+    kafka_cert_file: OptionalPath = Field(None, description="PEM file of our certificate, if Kafka asks for one.")
+    kafka_key_file: OptionalPath = Field(None, description="PEM file of its key, unless that is in the same file.")
+    kafka_key_password: Secret = Field(None, description="Password of an encrypted key file.")
+    kafka_key_password_file: OptionalPath = Field(None, description="File that holds the key file's password.")
+    kafka_sasl_mechanism: SaslMechanism = Field("PLAIN", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.")
+    kafka_user: str = Field("", description="Kafka user (SASL).")
+    kafka_password: Secret = Field(None, description="Its password.")
+    kafka_password_file: OptionalPath = Field(None, description="File that holds the Kafka user's password.")
+    redis_user: str = Field("", description="Redis user (ACL); empty: the URL's, or the default user.")
+    redis_password: Secret = Field(None, description="Its password.")
+    redis_password_file: OptionalPath = Field(None, description="File that holds the Redis user's password.")
+    redis_ca_file: OptionalPath = Field(None, description="PEM file of CAs to trust, with rediss://; empty: system's.")
+    redis_cert_file: OptionalPath = Field(None, description="PEM file of our certificate, if Redis asks for one.")
+    redis_key_file: OptionalPath = Field(None, description="PEM file of its key, unless that is in the same file.")
 
     arch: str = Field("lenet-300-100", description="lenet-300-100, fc-1024-1024 or mlp-A-B-... (hidden sizes).")
     input_shape: Shape = Field((28, 28), description="Shape of one input, for instance 28x28.")
@@ -227,6 +251,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def is_secret(name: str) -> bool:
+    """Whether a setting holds a secret: it is shown nowhere."""
+    return Settings.model_fields[name].annotation == SecretStr | None
+
+
 def parse(values: Mapping[str, Any], origins: Mapping[str, str], problems: Iterable[str] = ()) -> Settings:
     """Check raw values.
 
@@ -241,6 +270,7 @@ def parse(values: Mapping[str, Any], origins: Mapping[str, str], problems: Itera
     lines = list(problems)
     try:
         settings = Settings.model_validate(values)
+        lines += connections.problems(settings)
     except ValidationError as error:
         lines += [_problem(dict(problem), origins) for problem in error.errors()]
     if lines:
@@ -251,7 +281,8 @@ def parse(values: Mapping[str, Any], origins: Mapping[str, str], problems: Itera
 def _problem(problem: dict[str, Any], origins: Mapping[str, str]) -> str:
     name = str(problem["loc"][0])
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{flag(name)} ({origins.get(name, 'default')}): {message}; got {problem['input']!r}"
+    given = "a secret" if is_secret(name) else repr(problem["input"])
+    return f"{flag(name)} ({origins.get(name, 'default')}): {message}; got {given}"
 
 
 def read_file(path: Path) -> dict[str, Any]:

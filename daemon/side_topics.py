@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from daemon.errors import StopError, UnavailableError
-from daemon.kafka_source import KafkaSettings, answering, reachable
+from daemon.kafka_client import KafkaSettings, answering, reachable
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ class SideTopics:
     def __init__(self, settings: KafkaSettings) -> None:
         with reachable(settings):
             self._producer = KafkaProducer(
-                bootstrap_servers=list(settings.servers),
+                **settings.client,
                 acks="all",
                 compression_type="gzip",
                 # To an idempotent producer one record that is too large is the end. Copies are possible anyway: whoever

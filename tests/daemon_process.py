@@ -43,11 +43,18 @@ class Ended:
         return json.loads(self.stdout)
 
 
-def run(*arguments: object, stdin: str = "", timeout_s: float = 90.0) -> Ended:
+def run(
+    *arguments: object, stdin: str = "", timeout_s: float = 90.0, environment: dict[str, str] | None = None
+) -> Ended:
     """`supsup-daemon ARGUMENTS` to its end, in a process of its own."""
-    command = [sys.executable, "-m", "daemon", *map(str, arguments)]
     ended = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=timeout_s, env=clean_environment(), check=False
+        [sys.executable, "-m", "daemon", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=clean_environment(**(environment or {})),
+        check=False,
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 

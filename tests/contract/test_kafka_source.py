@@ -13,7 +13,8 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from daemon.errors import StopError, UnavailableError
-from daemon.kafka_source import KafkaSettings, KafkaSource, create_topics, log_id
+from daemon.kafka_client import KafkaSettings, create_topics, log_id
+from daemon.kafka_source import KafkaSource
 from daemon.records import Log, Partition, Position, Record
 from daemon.side_topics import SideTopics
 from servers import create_topic, delete_topics

@@ -85,8 +85,8 @@ def test_a_url_that_is_none_is_called_so(stage: Stage) -> None:
 def test_wrong_credentials_are_told_apart_from_a_server_that_is_away(stage: Stage) -> None:
     url = stage.redis_url.replace("redis://", "redis://nobody:wrong@")
     ended = here("start", f"--kafka={stage.kafka}", f"--redis={url}", f"--topic={stage.new_topic()}", *QUICK)
-    assert ended.code == 69
-    assert "refused the credentials" in ended.stderr
+    assert ended.code == 77
+    assert "Redis refuses the login of user 'nobody'" in ended.stderr
     assert "wrong" not in ended.stderr.replace("WRONGPASS", "")
 
 

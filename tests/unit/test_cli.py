@@ -86,6 +86,7 @@ def test_the_exit_codes_are_the_documented_ones() -> None:
         "RewoundError": 66,
         "FencedError": 75,
         "PoisonedError": 76,
+        "DeniedError": 77,
     }
     for name, code in codes.items():
         documented = [line for line in (errors.__doc__ or "").splitlines() if name in line]

@@ -13,10 +13,11 @@ from typing import get_args
 
 import click
 import pytest
+import trustme
 import yaml
 from structlog.testing import capture_logs
 
-from daemon import checkpoint, cli_bank, cli_doctor, demo, settings
+from daemon import checkpoint, cli_bank, cli_doctor, connections, demo, settings
 from daemon.apply import Applier
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.cli import cli
@@ -51,6 +52,7 @@ NOT_OURS = {
     "echo",
     "kafka-console-producer",
     "curl",
+    "kafka-acls",
     "journalctl",
     "systemctl",
 }
@@ -144,6 +146,15 @@ def returned_keys(module, function):
     (body,) = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
     (result,) = [node.value for node in ast.walk(body) if isinstance(node, ast.Return)]
     return [key.value for key in result.keys]
+
+
+@pytest.fixture
+def readers_files(tmp_path, monkeypatch):
+    """The files that the examples name, which their readers have."""
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in ("kafka-password", "publisher-password", "redis-password"):
+        (tmp_path / name).write_text("secret\n")
+    monkeypatch.chdir(tmp_path)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -385,6 +396,10 @@ def test_every_command_is_documented_with_its_options(name, command):
     if set(NAMES) <= {p.name for p in parameters}:
         assert re.search(r"takes every (\[setting\]\(settings.md\)|setting)", text)
         parameters = [p for p in parameters if p.name not in NAMES]
+    for server, names in (("kafka", connections.KAFKA_OPTIONS), ("redis", connections.REDIS_OPTIONS)):
+        if f"(security.md#{server})" in text:
+            assert set(names) <= {p.name for p in parameters}
+            parameters = [p for p in parameters if p.name not in names]
     assert [p.opts[0] for p in parameters if not re.search(rf"{p.opts[0]}\b", text)] == []
 
 
@@ -427,7 +442,7 @@ def test_what_the_doctor_prints_as_json_is_documented():
 
 
 @every_page
-def test_every_command_line_is_one_that_the_program_takes(page):
+def test_every_command_line_is_one_that_the_program_takes(page, readers_files):
     commands = dict(leaves())
     for variables, arguments in own_commands(page):
         assert variables.keys() <= {variable(name) for name in NAMES} | settings.OTHER_VARIABLES
@@ -520,7 +535,7 @@ def test_yaml_examples_are_yaml(page):
 
 
 @every_page
-def test_toml_examples_are_settings_that_the_program_takes(page):
+def test_toml_examples_are_settings_that_the_program_takes(page, readers_files):
     for block in blocks(page, "toml"):
         values = tomllib.loads(block)
         assert settings.unknown_keys(page, values) == []

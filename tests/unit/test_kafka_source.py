@@ -10,7 +10,8 @@ from kafka.errors import CorruptRecordError, KafkaConnectionError, KafkaError
 
 from daemon import kafka_source
 from daemon.errors import LostGroundError, UnavailableError, UnreadableError
-from daemon.kafka_source import KafkaSettings, KafkaSource
+from daemon.kafka_client import KafkaSettings
+from daemon.kafka_source import KafkaSource
 from daemon.records import Log, Partition, Record
 
 SETTINGS = KafkaSettings(("k:1",), ("t",), "g", 2**20, 10.0, 60.0, 1.0, merge_wait_s=0.0)

@@ -8,7 +8,7 @@ from kafka.future import Future
 
 from daemon import side_topics
 from daemon.errors import UnavailableError
-from daemon.kafka_source import KafkaSettings
+from daemon.kafka_client import KafkaSettings
 from daemon.side_topics import SideTopics
 
 SETTINGS = KafkaSettings(("k:1",), ("t",), "g", 2**20, 10.0, 60.0, 1.0)
