@@ -110,9 +110,10 @@ def _enter_kafka(server: str, client: Mapping[str, Any], timeout_s: float) -> No
         if code == _NO_LOGIN_HERE:
             wanted = "SSL" if context else "PLAINTEXT"
             raise DeniedError(f"{name} takes no login at this port: set --kafka-security {wanted}, or another port")
-        if code != _NO_ERROR:
+        if code == _UNSUPPORTED_MECHANISM:
             raise DeniedError(f"{name} takes no login by {mechanism}: set --kafka-sasl-mechanism to one of {offered}")
-        _log_in(connection, name, client)
+        if code == _NO_ERROR:
+            _log_in(connection, name, client)
 
 
 def _denial_of(

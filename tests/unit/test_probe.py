@@ -112,6 +112,7 @@ def test_what_the_broker_wants_is_told(answer: bytes, client: dict[str, str], to
         struct.pack(">ii", 4, 1),
         framed(struct.pack(">hi", 0, 2**31 - 1)),
         framed(struct.pack(">hih", 0, 1, 30_000)),
+        handshake(35),
     ],
 )
 @pytest.mark.parametrize("client", [{}, LOGIN], ids=["plain", "login"])
