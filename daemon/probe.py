@@ -26,7 +26,8 @@ from daemon.errors import DeniedError, UnavailableError
 from daemon.refusals import redis_refusal, tls_error_in, tls_refusal
 
 _PATIENCE_S: Final = 3.0
-_SASL_HANDSHAKE, _SASL_AUTHENTICATE = 17, 36
+_METADATA, _SASL_HANDSHAKE, _SASL_AUTHENTICATE = 3, 17, 36
+_OF_NO_TOPIC: Final = struct.pack(">i?", 0, False)  # noqa: FBT003 - a field: create no topic
 _NO_ERROR, _UNSUPPORTED_MECHANISM, _NO_LOGIN_HERE = 0, 33, 34
 _LARGEST: Final = 2**16
 _REDIS_PORT: Final = 6379
@@ -100,7 +101,8 @@ def _enter_kafka(server: str, client: Mapping[str, Any], timeout_s: float) -> No
             code, offered = _offer_login(connection, mechanism or "PLAIN")
         except (OSError, _NotKafkaError) as error:
             raise _denial_of(name, server, client, error, timeout_s) or error from None
-        if mechanism is None and code in {_NO_ERROR, _UNSUPPORTED_MECHANISM}:
+        offers = code in {_NO_ERROR, _UNSUPPORTED_MECHANISM}
+        if mechanism is None and offers and not _answers_strangers(server, context, timeout_s):
             wanted = "SASL_SSL" if context else "SASL_PLAINTEXT"
             raise DeniedError(f"{name} wants a login ({offered}): set --kafka-security {wanted} and --kafka-user")
         if mechanism is None:
@@ -108,9 +110,10 @@ def _enter_kafka(server: str, client: Mapping[str, Any], timeout_s: float) -> No
         if code == _NO_LOGIN_HERE:
             wanted = "SSL" if context else "PLAINTEXT"
             raise DeniedError(f"{name} takes no login at this port: set --kafka-security {wanted}, or another port")
-        if code != _NO_ERROR:
+        if code == _UNSUPPORTED_MECHANISM:
             raise DeniedError(f"{name} takes no login by {mechanism}: set --kafka-sasl-mechanism to one of {offered}")
-        _log_in(connection, name, client)
+        if code == _NO_ERROR:
+            _log_in(connection, name, client)
 
 
 def _denial_of(
@@ -159,6 +162,20 @@ def _speaks_plain_kafka(server: str, timeout_s: float) -> bool:
     except (OSError, _NotKafkaError):
         return False
     return True
+
+
+def _answers_strangers(server: str, context: ssl.SSLContext | None, timeout_s: float) -> bool:
+    """Whether a broker that offers a login answers without one too; one that insists hangs up instead.
+
+    Raises:
+        OSError: it does neither in time.
+    """
+    with _connected(server, context, timeout_s) as connection:
+        try:
+            _ask(connection, _METADATA, 4, _OF_NO_TOPIC)
+        except (ConnectionError, ssl.SSLEOFError):
+            return False
+        return True
 
 
 def _log_in(connection: socket.socket, name: str, client: Mapping[str, Any]) -> None:

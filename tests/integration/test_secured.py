@@ -17,6 +17,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
+from daemon.probe import kafka_denial
 from daemon_process import SMALL, Ended, Trainer, here, trainer
 from secured_servers import JAVA, KAFKA, Certificates, SecuredKafka, administrator, secured_redis
 from servers import create_topic
@@ -339,6 +340,10 @@ def test_a_login_without_tls_works_too(broker: SecuredKafka) -> None:
     flags = [*kafka_flags(broker, "publisher", "open_login"), "--no-create-topics", "-"]
     ended = here("publish", *flags, stdin='{"x": [[0.5]]}\n', SUPSUP_KAFKA_PASSWORD=PASSWORDS["publisher"])
     assert ended.code == 0, ended.stderr
+
+
+def test_a_broker_that_offers_a_login_and_answers_without_one_is_not_complained_of(kafka: str) -> None:
+    assert kafka_denial([kafka], {}, 2.0) is None, "the embedded broker is one"
 
 
 def start(broker: SecuredKafka, redis_url: str, user: str, *flags: str) -> Ended:
