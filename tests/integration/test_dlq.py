@@ -254,7 +254,7 @@ def test_a_replay_that_is_killed_loses_nothing_and_repeats_a_hundred_at_most(dlq
     rest = dlq.replay("--all")
     assert rest["sent"] > 0, "it was killed in the middle"
     assert rest["sent"] + rest["skipped"] == count
-    found = Counter(int(record.value) for record in read(dlq.kafka, dlq.topic, count + 101, timeout_s=8))
+    found = Counter(int(record.value) for record in read(dlq.kafka, dlq.topic, count + 101, timeout_s=4))
     assert found.keys() == set(range(count))
     assert found.total() <= count + 100
 
