@@ -1,14 +1,17 @@
 """`dlq list`, `dlq show` and `dlq replay` on a real broker; the letters are laid out as the trainer does it."""
 
 import json
+import subprocess
+import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
-from daemon_process import SMALL, Ended, here, trainer
+from daemon_process import SMALL, Ended, clean_environment, here, trainer
 from servers import create_topic, delete_topics
 from stage import Stage
 from streams import ARROW, Headers, Outgoing, labelled, publish, read
@@ -231,6 +234,29 @@ def test_replay_of_some_leaves_the_others(dlq: Dlq) -> None:
     assert dlq.replay("--all")["sent"] == 2
     places = [dict(record.headers)["replayed-from"].rpartition(b":")[2] for record in dlq.source(4)]
     assert places == [b"1", b"2", b"0", b"3"]
+
+
+def test_a_replay_that_is_killed_loses_nothing_and_repeats_a_hundred_at_most(dlq: Dlq) -> None:
+    count = 3000
+    dlq.put(*(letter(i, value=b"%d" % i) for i in range(count)))
+    command = [sys.executable, "-m", "daemon", "dlq", "replay", "--all"]
+    process = subprocess.Popen(
+        [*command, f"--kafka={dlq.kafka}", f"--topic={dlq.topic}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=clean_environment(),
+    )
+    try:
+        assert len(read(dlq.kafka, dlq.topic, 200, timeout_s=60)) >= 200
+    finally:
+        process.kill()
+        process.wait()
+    rest = dlq.replay("--all")
+    assert rest["sent"] > 0, "it was killed in the middle"
+    assert rest["sent"] + rest["skipped"] == count
+    found = Counter(int(record.value) for record in read(dlq.kafka, dlq.topic, count + 101, timeout_s=4))
+    assert found.keys() == set(range(count))
+    assert found.total() <= count + 100
 
 
 def test_a_dry_run_sends_nothing_and_remembers_nothing(dlq: Dlq) -> None:

@@ -103,3 +103,12 @@ def test_a_switch_that_is_neither_yes_nor_no_is_refused() -> None:
     ended = here("start", SUPSUP_BURST="perhaps")
     assert ended.code == 2
     assert "'perhaps' is not a valid boolean" in ended.stderr
+
+
+@pytest.mark.parametrize("value", ["5", "[true]", "'maybe'", "1.5"])
+def test_a_switch_in_a_file_that_is_neither_true_nor_false_is_refused(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "supsup.toml"
+    path.write_text(f"burst = {value}\n")
+    ended = here("config", "show", "--config", path)
+    assert ended.code == 2
+    assert "is not a valid boolean" in ended.stderr

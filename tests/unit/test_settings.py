@@ -188,6 +188,12 @@ def test_a_file_that_overtaxes_the_parser_is_named(tmp_path: Path, content: str)
         table.read_file(path)
 
 
+@pytest.mark.parametrize("given", [[], [1, 1, 1, 1, 1]])
+def test_a_shape_as_a_list_has_as_many_dimensions_as_one_as_text(given: list[int]) -> None:
+    [line] = problems_of(input_shape=given)
+    assert line.startswith("--input-shape")
+
+
 def test_unknown_keys_come_with_the_nearest_name() -> None:
     assert table.unknown_keys(Path("f.toml"), ["classes", "clases", "zzz"]) == [
         "f.toml: unknown key 'clases'; did you mean classes?",
