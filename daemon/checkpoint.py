@@ -250,12 +250,21 @@ def _stream_text(stream: StreamState) -> str:
     return json.dumps(state)
 
 
-def _parse_stream(text: str, learner: OnlineLearner) -> StreamState:
+def stream_fields(text: str) -> tuple[int | None, int, list[float], int]:
+    """A stored stream: its mask, place in the window, residuals, and when it was last used.
+
+    Raises:
+        CodecError: the text is damaged.
+    """
     try:
         state = json.loads(text)
-        mask_id = state["mask"]
-        known = mask_id if mask_id in learner.bank else None
-        monitor = learner.drift_monitor([float(r) for r in state["residuals"]])
-        return StreamState(known, int(state["position"]), monitor, int(state["last_used"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CodecError(f"the stored state of a stream is damaged: {error!r}") from error
+        mask_id = None if state["mask"] is None else int(state["mask"])
+        return mask_id, int(state["position"]), [float(r) for r in state["residuals"]], int(state["last_used"])
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CodecError(f"the stored state of a stream is damaged: {error!r:.200}") from error
+
+
+def _parse_stream(text: str, learner: OnlineLearner) -> StreamState:
+    mask_id, position, residuals, last_used = stream_fields(text)
+    known = mask_id if mask_id in learner.bank else None
+    return StreamState(known, position, learner.drift_monitor(residuals), last_used)

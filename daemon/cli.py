@@ -24,11 +24,13 @@ Examples:
   supsup-daemon publish --topic digits --scenario permuted --tasks 5 --batches 1000
   supsup-daemon masks list
   supsup-daemon watch
+  supsup-daemon bank export digits.bank --bank digits
 """
 
 
 # Commands by the module that holds them, which is imported when the command is used: torch and river take seconds.
 _ELSEWHERE: Final = {
+    "bank": "daemon.cli_bank_file",
     "demo": "daemon.cli_demo",
     "masks": "daemon.cli_bank",
     "publish": "daemon.cli_publish",
@@ -36,6 +38,7 @@ _ELSEWHERE: Final = {
     "watch": "daemon.cli_bank",
 }
 _HELP: Final = {
+    "bank": "A whole bank as one file: back it up, move it, check it.",
     "demo": "See the whole idea work; nothing else needed.",
     "masks": "The masks of a bank.",
     "publish": "Publish labelled batches: files, or tasks made from MNIST.",
