@@ -4,7 +4,8 @@ A snapshot is what Redis held between two commits. Reading everything in one tra
 copy of the bank in its output buffer while it answers nobody else; so the masks, which are most of it and rarely
 change, are read a few at a time, each with the version of its last change, and one transaction reads the rest: version,
 index, statistics, hot states, positions. What the index of that moment says has changed since it was read is read
-again, in another such transaction, together with the masks in training: these change with every commit.
+again, in another such transaction, together with the masks in training: these change with every commit. Each try adds
+to what is read at once, so tries come to an end.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ from supsup_online.spec import BankSpec
 
 _READ_AT_ONCE: Final = 256
 _TRIES: Final = 20
+_AHEAD: Final = 16  # masks that may be allocated between two reads
+
 
 def _nobody(_: int) -> None:
     pass
@@ -61,25 +64,23 @@ class Snapshots:
         with answering():
             self.reader.spec()
             self._read_masks(self.reader.mask_ids())
-            again: set[int] = set()
+            live: set[int] = set()  # masks in training, and those that come next: read with everything else
             for _ in range(_TRIES):
-                moment = _Moment.read(self.reader, sorted(self._masks), sorted(again & self._masks.keys()))
+                moment = _Moment.read(self.reader, sorted(self._masks.keys() | live), sorted(live))
                 if moment.version < self._newest:  # Redis has lost commits: the same versions may hold other masks
                     self._masks.clear()
                 self._newest = moment.version
                 stale = self._stale(moment)
-                if not stale and moment.partitions == self._partitions():
+                if not stale and moment.partitions == _progress_keys(self.reader):
                     return self._entries(moment)
                 self._read_masks(sorted(stale - self._masks.keys()))
-                again = stale | moment.states.keys()
+                next_id = int(moment.totals.get(b"next_id", 0))
+                live |= {*stale, *moment.states, *range(next_id, next_id + _AHEAD)}
         raise UnavailableError(
             f"bank {self.reader.keys.bank!r} changed faster than it could be read, {_TRIES} times; try again when its "
             "stream is quieter, or stop its trainer meanwhile",
             server="redis",
         )
-
-    def _partitions(self) -> list[bytes]:
-        return _progress_keys(self.reader)
 
     def _read_masks(self, ids: Sequence[int]) -> None:
         keys = self.reader.keys

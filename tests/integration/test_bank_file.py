@@ -1,30 +1,31 @@
 """A bank taken in hand: exported while it is trained, imported elsewhere, it goes on byte for byte."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
 from daemon.embedded import EmbeddedRedis
-from daemon_process import SMALL, here, run, trainer
+from daemon_process import SMALL, Ended, clean_environment, here, trainer
 from stage import Stage
 from streams import publish, visits
 
 pytestmark = pytest.mark.integration
 
-OPTIONS = (*SMALL, "--commit-every=7", "--decision-every=20", "--hot-masks=2", "--budget=4")
+COMMIT_EVERY = 7
+OPTIONS = (
+    *SMALL,
+    f"--commit-every={COMMIT_EVERY}",
+    "--commit-interval-s=1000",
+    "--decision-every=20",
+    "--hot-masks=2",
+    "--budget=4",
+)
 STREAM = visits([0, 1, 2, 0, 1, 2], 40)
-EXPORT_AT = 130  # in the fourth visit, while all of it is being trained
-
-
-@dataclass
-class Elsewhere:
-    """A second Redis, which holds nothing."""
-
-    stage: Stage
-    url: str
+EXPORT_AT = 130  # in the fourth visit, some batches after a commit
 
 
 @pytest.fixture
@@ -34,21 +35,71 @@ def elsewhere(stage: Stage, tmp_path: Path) -> Iterator[Stage]:
         yield Stage(stage.kafka, server.url, client)
 
 
+def published(stage: Stage, tmp_path: Path) -> tuple[str, str, Path, Ended]:
+    """Topic, bank, file and report of an export in the middle of a stream that the trainer then read to its end."""
+    topic, bank, file = stage.new_topic(), stage.new_bank(), tmp_path / "moved.bank"
+    publish(stage.kafka, topic, STREAM[:EXPORT_AT])
+    with trainer(*stage.arguments(bank, topic), *OPTIONS, directory=tmp_path / "first") as process:
+        process.wait_for("batch.trained", offset=EXPORT_AT - 1)
+        exported = here("bank", "export", file, f"--redis={stage.redis_url}", f"--bank={bank}", "--json")
+        refused = here("bank", "import", file, f"--redis={stage.redis_url}", "--replace")
+        assert (refused.code, refused.stdout) == (75, "")
+        assert f"holds bank '{bank}'" in refused.stderr
+        publish(stage.kafka, topic, STREAM[EXPORT_AT:])
+        process.wait_for("batch.trained", offset=len(STREAM) - 1)
+        process.stop()
+    assert exported.code == 0, exported.stderr
+    return topic, bank, file, exported
+
+
 def test_a_bank_exported_while_it_is_trained_goes_on_elsewhere_as_if_it_had_never_moved(
     stage: Stage, elsewhere: Stage, tmp_path: Path
 ) -> None:
-    topic, bank, file = stage.new_topic(), stage.new_bank(), tmp_path / "moved.bank"
-    publish(stage.kafka, topic, STREAM)
-    with trainer(*stage.arguments(bank, topic), *OPTIONS, directory=tmp_path / "first") as process:
-        process.wait_for("batch.trained", offset=EXPORT_AT)
-        exported = run("bank", "export", file, f"--redis={stage.redis_url}", f"--bank={bank}", "--json")
-        assert exported.code == 0, exported.stderr
-        process.wait_for("batch.trained", offset=len(STREAM) - 1)
-        process.stop()
+    topic, bank, file, exported = published(stage, tmp_path)
     position = exported.json["positions"][f"{topic}:0"]
-    assert EXPORT_AT - 7 <= position <= len(STREAM)
+    assert EXPORT_AT - COMMIT_EVERY < position <= EXPORT_AT
     assert exported.json["totals"]["records"] == position
-    imported = here("bank", "import", file, f"--redis={elsewhere.redis_url}", "--json")
-    assert imported.code == 0, imported.stderr
-    assert here("start", *elsewhere.arguments(bank, topic), *OPTIONS, "--burst").code == 0
-    assert elsewhere.contents(bank) == stage.contents(bank)
+    assert here("bank", "import", file, f"--redis={elsewhere.redis_url}").code == 0
+    other = stage.new_bank()
+    assert here("bank", "import", file, f"--redis={elsewhere.redis_url}", f"--bank={other}").code == 0
+    for name in (bank, other):
+        assert here("start", *elsewhere.arguments(name, topic), *OPTIONS, "--burst").code == 0
+        assert elsewhere.contents(name) == stage.contents(bank)
+
+
+def test_a_lost_bank_is_brought_back_and_ends_as_if_it_had_never_been_lost(stage: Stage, tmp_path: Path) -> None:
+    topic, bank, file, _ = published(stage, tmp_path)
+    undisturbed = stage.contents(bank)
+    version, epoch = int(stage.redis.get(stage.key(bank, "version"))), int(stage.hash(bank, "lease")["epoch"])
+    stage.redis.hset(stage.key(bank, "progress:gone:0"), "offset", 5)
+    assert here("bank", "import", file, f"--redis={stage.redis_url}", "--replace").code == 0
+    assert int(stage.redis.get(stage.key(bank, "version"))) == version + 1
+    assert int(stage.hash(bank, "lease")["epoch"]) == epoch + 1
+    assert here("start", *stage.arguments(bank, topic), *OPTIONS, "--burst").code == 0
+    assert stage.contents(bank) == undisturbed
+
+
+def test_on_another_cluster_the_trainer_stops_and_says_what_to_do(stage: Stage, tmp_path: Path) -> None:
+    topic, _, file, _ = published(stage, tmp_path)
+    other = stage.new_bank()
+    assert here("bank", "import", file, f"--redis={stage.redis_url}", f"--bank={other}").code == 0
+    # What tells clusters apart is the id that the broker gave the topic.
+    stage.redis.hset(stage.key(other, f"progress:{topic}:0"), "log", "of another cluster")
+    ended = here("start", *stage.arguments(other, topic), *OPTIONS, "--burst")
+    assert ended.code == 66
+    assert "or this is another cluster" in ended.stderr
+
+
+def test_export_writes_to_a_pipe_and_verify_takes_what_comes_out(stage: Stage, tmp_path: Path) -> None:
+    topic, bank = stage.new_topic(), stage.new_bank()
+    publish(stage.kafka, topic, STREAM[:30])
+    assert here("start", *stage.arguments(bank, topic), *OPTIONS, "--burst").code == 0
+    where = [f"--redis={stage.redis_url}", f"--bank={bank}"]
+    command = [sys.executable, "-m", "daemon", "bank", "export", "-", *where]
+    ended = subprocess.run(command, capture_output=True, timeout=90, env=clean_environment(), check=True)
+    (tmp_path / "piped.bank").write_bytes(ended.stdout)
+    assert here("bank", "export", tmp_path / "direct.bank", *where).code == 0
+    assert ended.stdout == (tmp_path / "direct.bank").read_bytes()
+    from_file = here("bank", "verify", tmp_path / "piped.bank", "--json").json
+    stored = here("bank", "verify", *where, "--json").json
+    assert from_file == {"file": str(tmp_path / "piped.bank"), "bytes": len(ended.stdout)} | stored
