@@ -8,12 +8,13 @@ again, in another such transaction, together with the masks in training: these c
 to what is read at once, so tries come to an end.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import redis
-from redis.exceptions import WatchError
+from redis.exceptions import ResponseError, WatchError
 
 from daemon.bank_check import BankCheck, BankSummary
 from daemon.errors import BankMismatchError, ConfigError, FencedError, UnavailableError
@@ -61,7 +62,7 @@ class Snapshots:
             BankMismatchError: there is no such bank, or something is missing from it.
             UnavailableError: Redis does not answer, or new masks come faster than they can be read.
         """
-        with answering():
+        with answering(), _no_other_type(self.reader.keys):
             self.reader.spec()
             self._read_masks(self.reader.mask_ids())
             live: set[int] = set()  # masks in training, and those that come next: read with everything else
@@ -172,6 +173,16 @@ class _Moment:
 
 def _progress_keys(reader: BankReader) -> list[bytes]:
     return sorted(set(reader.client.scan_iter(match=reader.keys.progress_pattern, count=1000)))
+
+
+@contextmanager
+def _no_other_type(keys: BankKeys) -> Iterator[None]:
+    try:
+        yield
+    except ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        raise BankMismatchError(f"bank {keys.bank!r}: a key holds another type than it should: {error}") from error
 
 
 def _there(value: Any, key: str) -> Any:

@@ -1,23 +1,28 @@
 """A bank out of Redis and into it, against a real Redis: all of one moment, and all of it or nothing."""
 
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 import torch
 from redis import Redis
+from redis.client import Pipeline
 
 from daemon import bank_transfer
 from daemon.bank_check import BankSummary
 from daemon.bank_transfer import Imported, Snapshots, check, check_entries, put
+from daemon.cli_bank import describe
 from daemon.errors import BankMismatchError, ConfigError, FencedError, RewoundError, UnavailableError
 from daemon.lease import Lease, Term
 from daemon.redis_keys import BankKeys
 from daemon.redis_store import BankReader, CommitPlan, EventTail, RedisStore, WarmMasks
-from daemon_process import here
+from daemon_process import clean_environment, here
 from supsup_online import codec
 from supsup_online.bank_file import BankFile, decode_fields, write_bank
 from supsup_online.learner import OnlineLearner
@@ -259,6 +264,7 @@ def test_a_bank_put_under_another_name_holds_the_same(
     (event,) = EventTail(reader).read()
     assert event.pop("id")
     assert event == {"version": "4", "type": "import", "bank": store.keys.bank, "from": "3", "masks": "3"}
+    assert describe(event) == f"imported 3 masks of bank {store.keys.bank} at version 3"
     assert reader.lease().keys() == {"epoch", "owner", "since", "expires_ms", "commit"}
 
 
@@ -377,6 +383,30 @@ def test_a_trainer_that_starts_at_the_same_moment_wins(
     assert contents(redis_client, store.keys.bank) == before
 
 
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_lost_reply_is_asked_for_again(
+    stored: tuple[RedisStore, Lease], redis_client: Redis, monkeypatch: pytest.MonkeyPatch, arrived: bool
+) -> None:
+    store, _ = stored
+    what, real = taken(redis_client, store.keys.bank), Pipeline.execute
+
+    def execute(pipe: Pipeline) -> object:
+        if arrived:
+            real(pipe)
+        raise redis.ConnectionError("connection reset")
+
+    before = everything(redis_client, store.keys.bank)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "execute", execute)
+        if arrived:
+            assert imported(redis_client, store.keys.bank, what, replace=True).version == 4
+        else:
+            with pytest.raises(UnavailableError, match="connection reset"):
+                imported(redis_client, store.keys.bank, what, replace=True)
+    assert store.version() == (4 if arrived else 3)
+    assert arrived or everything(redis_client, store.keys.bank) == before
+
+
 def test_a_redis_that_is_full_takes_nothing(stored: tuple[RedisStore, Lease], redis_client: Redis) -> None:
     store, _ = stored
     what, before = taken(redis_client, store.keys.bank), everything(redis_client, store.keys.bank)
@@ -423,6 +453,17 @@ def test_export_makes_a_file_that_verify_and_import_take(
     assert contents(redis_client, other_name) == contents(redis_client, bank)
     assert here("bank", "import", path, f"--redis={redis_url}").code == 2
     assert here("bank", "import", path, f"--redis={redis_url}", "--replace").code == 0
+
+
+def test_export_writes_to_a_pipe_the_bytes_that_it_writes_to_a_file(
+    stored: tuple[RedisStore, Lease], redis_url: str, file: Path
+) -> None:
+    where = [f"--redis={redis_url}", f"--bank={stored[0].keys.bank}"]
+    command = [sys.executable, "-m", "daemon", "bank", "export", "-", *where]
+    ended = subprocess.run(command, capture_output=True, timeout=90, env=clean_environment(), check=True)
+    assert ended.stdout == file.read_bytes()
+    stored_now, from_file = (here("bank", "verify", *which, "--json").json for which in (where, [file]))
+    assert from_file == {"file": str(file), "bytes": len(ended.stdout)} | stored_now
 
 
 def test_export_does_not_overwrite_unless_forced_and_leaves_no_pieces(
@@ -504,6 +545,7 @@ def test_a_file_of_other_weights_is_refused_and_nothing_is_written(
         (lambda redis, keys: redis.hset(keys.totals, "next_id", 0), "totals: next_id"),
         (lambda redis, keys: redis.hset(keys.progress("t", 0), "stream:x", "{"), "progress:t:0"),
         (lambda redis, keys: redis.delete(keys.mask(2)), "mask:2 is missing"),
+        (lambda redis, keys: (redis.delete(keys.stats(2)), redis.set(keys.stats(2), "x")), "another type"),
     ],
 )
 def test_verify_finds_damage_in_redis(
