@@ -250,15 +250,19 @@ def _stream_text(stream: StreamState) -> str:
     return json.dumps(state)
 
 
-def _parse_stream(text: str, learner: OnlineLearner) -> StreamState:
+def stream_fields(text: str) -> tuple[int | None, int, list[float], int]:
+    """A stored stream: its mask, place in the window, residuals, and when it was last used.
+
+    Raises:
+        CodecError: the text is damaged.
+    """
     try:
         state = json.loads(text)
         mask_id = None if state["mask"] is None else _whole(state["mask"])
-        known = mask_id if mask_id in learner.bank else None
-        monitor = learner.drift_monitor([float(r) for r in state["residuals"]])
-        return StreamState(known, _whole(state["position"]), monitor, _whole(state["last_used"]))
+        residuals = [float(r) for r in state["residuals"]]
+        return mask_id, _whole(state["position"]), residuals, _whole(state["last_used"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CodecError(f"the stored state of a stream is damaged: {error!r}") from error
+        raise CodecError(f"the stored state of a stream is damaged: {error!r:.200}") from error
 
 
 def _whole(value: Any) -> int:
@@ -266,3 +270,9 @@ def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{str(value)[:40]!r} is no whole number")
     return value
+
+
+def _parse_stream(text: str, learner: OnlineLearner) -> StreamState:
+    mask_id, position, residuals, last_used = stream_fields(text)
+    known = mask_id if mask_id in learner.bank else None
+    return StreamState(known, position, learner.drift_monitor(residuals), last_used)

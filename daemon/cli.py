@@ -25,11 +25,13 @@ Examples:
   supsup-daemon masks list
   supsup-daemon watch
   supsup-daemon dlq list --topic digits
+  supsup-daemon bank export digits.bank --bank digits
 """
 
 
 # Commands by the module that holds them, which is imported when the command is used: torch and river take seconds.
 _ELSEWHERE: Final = {
+    "bank": "daemon.cli_bank_file",
     "demo": "daemon.cli_demo",
     "doctor": "daemon.cli_doctor",
     "dlq": "daemon.cli_dlq",
@@ -39,6 +41,7 @@ _ELSEWHERE: Final = {
     "watch": "daemon.cli_bank",
 }
 _HELP: Final = {
+    "bank": "A whole bank as one file: back it up, move it, check it.",
     "demo": "See the whole idea work; nothing else needed.",
     "doctor": "Look whether everything is fit for a trainer; changes nothing.",
     "dlq": "The dead letters of a topic.",

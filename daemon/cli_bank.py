@@ -144,7 +144,9 @@ def _watch_table(reader: BankReader, until: float | None) -> None:
 
 
 def describe(event: dict[str, str]) -> str:
-    """A decision event as a line for people."""
+    """An event, a decision mostly, as a line for people."""
+    if event["type"] == "import":
+        return f"imported {event['masks']} masks of bank {event['bank']} at version {event['from']}"
     what = {
         "allocate": f"new mask {event['mask']}",
         "reuse": f"mask {event['mask']}",

@@ -9,7 +9,7 @@ supsup:{bank}:state:<id>                    string  scores and optimiser state (
 supsup:{bank}:progress:<topic>:<partition>  hash    next offset, log id, a field `stream:<name>` (JSON) per stream
 supsup:{bank}:totals                        hash    counters of the whole bank: steps, next_id, samples, ...
 supsup:{bank}:lease                         hash    fencing epoch, owner, id of the newest commit
-supsup:{bank}:events                        stream  commit, allocate, reuse, over-budget; capped
+supsup:{bank}:events                        stream  commit, allocate, reuse, over-budget, import; capped
 supsup:{bank}:rights                        none    never there outside of `lua/rights.lua`
 """
 
@@ -85,7 +85,12 @@ class BankKeys:
         return self._key("progress", topic, partition)
 
     @property
+    def pattern(self) -> str:
+        """Glob over all keys of the bank."""
+        escaped = re.sub(r"([*?\[\]\\])", r"\\\1", self.bank)
+        return f"supsup:{{{escaped}}}:*"
+
+    @property
     def progress_pattern(self) -> str:
         """Glob over all progress keys of the bank."""
-        escaped = re.sub(r"([*?\[\]\\])", r"\\\1", self.bank)
-        return f"supsup:{{{escaped}}}:progress:*"
+        return f"{self.pattern[:-1]}progress:*"

@@ -74,6 +74,11 @@ def decode_mask(network: Network, blob: bytes) -> Words:
     return network.layout.pack(bits)
 
 
+def mask_bytes(weight_count: int) -> int:
+    """Size of a stored mask over so many weights."""
+    return _MASK.size + -(-weight_count // 8) + _CHECKSUM_BYTES
+
+
 def encode_hot(network: Network, optimiser: Optimiser, hot: HotMask) -> bytes:
     """Scores and optimiser state of a mask in training as bytes."""
     header = _HOT.pack(
@@ -109,6 +114,21 @@ def decode_hot(network: Network, optimiser: Optimiser, blob: bytes) -> HotMask |
         raise CodecError("hot state: a number is not finite")
     scores, *rest = (torch.from_numpy(v.astype(np.float32)).to(network.device) for v in vectors)
     return HotMask(scores, OptimiserState(step, rest))
+
+
+def optimiser_of(blob: bytes) -> str:
+    """The name of the optimiser that left a hot state; `decode_hot` says whether the rest is right.
+
+    Raises:
+        CodecError: shorter than a hot state's header, or the name is not ASCII.
+    """
+    if len(blob) < _HOT.size:
+        raise CodecError(f"hot state: {len(blob)} bytes are shorter than its header")
+    name: bytes = _HOT.unpack_from(blob)[6]
+    try:
+        return name.rstrip(b"\0").decode("ascii")
+    except UnicodeDecodeError as error:
+        raise CodecError(f"hot state: {name!r} is no name of an optimiser") from error
 
 
 def _sealed(body: bytes) -> bytes:

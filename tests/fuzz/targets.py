@@ -27,7 +27,7 @@ from daemon.dead_letters import DeadLetter
 from daemon.errors import ConfigError, StopError
 from daemon.preview import hexdump, printable, readable
 from daemon.replay import Ledger, refusal
-from supsup_online import codec, models, wire
+from supsup_online import bank_file, codec, models, wire
 from supsup_online.errors import BadBatchError, CodecError, SpecError
 from supsup_online.learner import OnlineLearner
 from supsup_online.network import Network
@@ -195,6 +195,38 @@ def _without_checksum(seeds: Callable[[], Iterator[bytes]]) -> Callable[[], Iter
     return lambda: (seed[:-8] for seed in seeds())
 
 
+# -- bank files
+
+
+def _bank_file(data: bytes) -> None:
+    reader = bank_file.BankFileReader(io.BytesIO(data), len(data))
+    masks = list(bank_file.checked(reader.directory, reader.masks()))
+    again = io.BytesIO()
+    bank_file.write(again, reader.directory, masks)
+    assert again.getvalue() == data, "there is one spelling of a bank"
+
+
+def _bank_file_sealed(data: bytes) -> None:
+    _bank_file(data + hashlib.sha256(data).digest())
+
+
+def _bank_file_seeds() -> Iterator[bytes]:
+    network = _network()
+    spec = network.spec.to_text() | {"fingerprint": network.fingerprint}
+    for masks, states in (((), ()), (tuple(_mask_seeds()), (b"", *_hot_seeds()))):
+        entries = tuple(
+            bank_file.MaskEntry(i, len(mask), len(state), _seen().to_text())
+            for i, (mask, state) in enumerate(zip(masks, states, strict=True))
+        )
+        progress = (
+            bank_file.Progress("t", 0, {"offset": "3", "log": "", "stream:t/0": next(_stream_seeds()).decode()}),
+        )
+        directory = bank_file.Directory("digits", 7, 2, spec, {"records": "3"}, progress, entries)
+        file = io.BytesIO()
+        bank_file.write(file, directory, zip(entries, masks, states, strict=True))
+        yield file.getvalue()
+
+
 # -- text in Redis: one `field=value` a line, over valid ones; `-field` takes one away
 
 
@@ -360,6 +392,8 @@ TARGETS = {
         Target("mask-sealed", lambda data: _mask(_sealed(data)), CodecError, _without_checksum(_mask_seeds)),
         Target("hot-state", _hot, CodecError, _hot_seeds),
         Target("hot-state-sealed", lambda data: _hot(_sealed(data)), CodecError, _without_checksum(_hot_seeds)),
+        Target("bank-file", _bank_file, CodecError, _bank_file_seeds),
+        Target("bank-file-sealed", _bank_file_sealed, CodecError, lambda: (seed[:-32] for seed in _bank_file_seeds())),
         Target("spec", _spec, SpecError, _spec_seeds, _SPEC_FIELDS + _NUMBERS),
         Target("stats", _stats, CodecError, _stats_seeds, _STATS_FIELDS + _NUMBERS),
         Target("stream-state", _stream, CodecError, _stream_seeds, _STREAM),

@@ -21,13 +21,23 @@ def test_the_version_is_told() -> None:
 def test_help_names_every_command_and_shows_examples(flag: str) -> None:
     ended = here(flag)
     assert ended.code == 0
-    for command in ("config", "demo", "doctor", "masks", "publish", "start", "stats", "watch"):
+    for command in ("bank", "config", "demo", "dlq", "doctor", "masks", "publish", "start", "stats", "watch"):
         assert f"\n  {command} " in ended.stdout
     assert "supsup-daemon start --embedded" in ended.stdout
 
 
 @pytest.mark.parametrize(
-    "command", [("start",), ("publish",), ("demo",), ("doctor",), ("masks", "list"), ("masks", "show"), ("watch",)]
+    "command",
+    [
+        ("start",),
+        ("publish",),
+        ("demo",),
+        ("doctor",),
+        ("masks", "list"),
+        ("masks", "show"),
+        ("watch",),
+        *(("bank", name) for name in ("export", "import", "verify")),
+    ],
 )
 def test_every_command_shows_an_example(command: tuple[str, ...]) -> None:
     ended = here(*command, "--help")

@@ -17,7 +17,7 @@ import trustme
 import yaml
 from structlog.testing import capture_logs
 
-from daemon import checkpoint, cli_bank, cli_doctor, connections, demo, settings
+from daemon import bank_check, checkpoint, cli_bank, cli_doctor, connections, demo, settings
 from daemon.apply import Applier
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.cli import cli
@@ -212,7 +212,9 @@ def test_the_schema_has_every_key_and_no_other():
     keys = BankKeys("bank")
     placeholders = {"mask": ("<id>",), "stats": ("<id>",), "state": ("<id>",), "progress": ("<topic>", "<partition>")}
     builders = {
-        name for name in vars(BankKeys) if not name.startswith("_") and name not in {"bank", "progress_pattern"}
+        name
+        for name in vars(BankKeys)
+        if not name.startswith("_") and name not in {"bank", "pattern", "progress_pattern"}
     }
     built = [getattr(keys, name) for name in builders - placeholders.keys()]
     built += [getattr(keys, name)(*words) for name, words in placeholders.items()]
@@ -292,7 +294,7 @@ def test_the_events_page_has_every_field_of_a_decision():
     text = section(REFERENCE / "events-and-logs.md", "## Events")
     (event,) = subject._events
     types = set(get_args(Action))
-    assert set(named(text)) - {"commit"} == (event.keys() - {"type"}) | types
+    assert set(named(text)) - {"commit", "import"} == (event.keys() - {"type"}) | types
     why, candidates = ([cells[1] for cells in rows(text) if cells[0] == f"`{name}`"] for name in ("why", "candidates"))
     assert [reason for reason in get_args(Why) if f"`{reason}`" not in why[0]] == []
     assert "`[id, statistic, residual, agrees]`" in candidates[0]
@@ -414,7 +416,11 @@ def test_documented_defaults_of_options_are_those_of_the_command(name):
 
 @pytest.mark.parametrize(
     ("name", "module", "function"),
-    [("stats", cli_bank, "_bank_summary"), ("demo", demo, "summary")],
+    [
+        ("stats", cli_bank, "_bank_summary"),
+        ("bank verify", bank_check, "as_json"),
+        ("demo", demo, "summary"),
+    ],
 )
 def test_the_keys_of_json_output_are_documented(name, module, function):
     text = section(REFERENCE / "commands.md", f"## `{name}`")
