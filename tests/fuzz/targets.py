@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from daemon import checkpoint, cli
+from daemon import bank_transfer, checkpoint, cli
 from daemon import settings as setting_table
 from daemon.dead_letters import DeadLetter
-from daemon.errors import ConfigError, StopError
+from daemon.errors import BankMismatchError, ConfigError, StopError
 from daemon.preview import hexdump, printable, readable
 from daemon.replay import Ledger, refusal
 from supsup_online import bank_file, codec, models, wire
@@ -199,11 +199,15 @@ def _without_checksum(seeds: Callable[[], Iterator[bytes]]) -> Callable[[], Iter
 
 
 def _bank_file(data: bytes) -> None:
-    reader = bank_file.BankFileReader(io.BytesIO(data), len(data))
-    masks = list(bank_file.checked(reader.directory, reader.masks()))
+    file = bank_file.BankFile(io.BytesIO(data))
+    file.verify_checksum()
     again = io.BytesIO()
-    bank_file.write(again, reader.directory, masks)
+    bank_file.write_bank(again, dict(file.payloads()))
     assert again.getvalue() == data, "there is one spelling of a bank"
+    try:
+        bank_transfer.check(bank_file.BankFile(io.BytesIO(data)))
+    except BankMismatchError as error:
+        raise CodecError(str(error)) from error
 
 
 def _bank_file_sealed(data: bytes) -> None:
@@ -213,18 +217,33 @@ def _bank_file_sealed(data: bytes) -> None:
 def _bank_file_seeds() -> Iterator[bytes]:
     network = _network()
     spec = network.spec.to_text() | {"fingerprint": network.fingerprint}
-    for masks, states in (((), ()), (tuple(_mask_seeds()), (b"", *_hot_seeds()))):
-        entries = tuple(
-            bank_file.MaskEntry(i, len(mask), len(state), _seen().to_text())
-            for i, (mask, state) in enumerate(zip(masks, states, strict=True))
-        )
-        progress = (
-            bank_file.Progress("t", 0, {"offset": "3", "log": "", "stream:t/0": next(_stream_seeds()).decode()}),
-        )
-        directory = bank_file.Directory("digits", 7, 2, spec, {"records": "3"}, progress, entries)
-        file = io.BytesIO()
-        bank_file.write(file, directory, zip(entries, masks, states, strict=True))
-        yield file.getvalue()
+    entries = {
+        "bank": _packed({"name": "digits", "version": "7", "epoch": "2"}),
+        "spec": _packed(spec),
+        "totals": _packed({"records": "3", "next_id": "0"}),
+    }
+    yield _written(entries)
+    mask, hot = next(_mask_seeds()), next(_hot_seeds())
+    yield _written(
+        entries
+        | {
+            "totals": _packed({"records": "3", "next_id": "1", "steps": "3"}),
+            "progress:t:0": _packed({"offset": "3", "log": "", "stream:t/0": next(_stream_seeds()).decode()}),
+            "mask:0": mask,
+            "stats:0": _packed(_seen().to_text()),
+            "state:0": hot,
+        }
+    )
+
+
+def _packed(text: dict[str, str]) -> bytes:
+    return bank_file.encode_fields({name.encode(): value.encode() for name, value in text.items()})
+
+
+def _written(entries: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    bank_file.write_bank(file, entries)
+    return file.getvalue()
 
 
 # -- text in Redis: one `field=value` a line, over valid ones; `-field` takes one away
