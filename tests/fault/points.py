@@ -24,41 +24,41 @@ class Point:
         owner: `module:Class`.
         method: of that class.
         side: whether death comes before the call or after it.
-        often: passed once per record or so; else once in a start, or once per commit.
+        most: the latest passage that is sure to come soon: many per record, some per commit, one per start.
         thread: only passages in the thread of this name count; empty: all.
     """
 
     owner: str
     method: str
     side: Side
-    often: bool = False
+    most: int = 1
     thread: str = ""
 
 
 POINTS: Final = {
     # one record
-    "step-not-begun": Point("supsup_online.learner:OnlineLearner", "step", "before", often=True),
-    "step-done": Point("supsup_online.learner:OnlineLearner", "step", "after", often=True),
-    "in-the-step": Point("supsup_online.learner:OnlineLearner", "_train", "before", often=True),
-    "decided": Point("supsup_online.learner:OnlineLearner", "_act", "after"),
-    "position-moved": Point("daemon.checkpoint:Checkpointer", "advance", "after", often=True),
-    "handed-over": Point("daemon.training:TrainingThread", "offer", "after", often=True),
-    "fetched": Point("daemon.kafka_source:KafkaSource", "_take_in", "after"),
+    "step-not-begun": Point("supsup_online.learner:OnlineLearner", "step", "before", most=30),
+    "step-done": Point("supsup_online.learner:OnlineLearner", "step", "after", most=30),
+    "in-the-step": Point("supsup_online.learner:OnlineLearner", "_train", "before", most=30),
+    "decided": Point("supsup_online.learner:OnlineLearner", "_act", "after", most=2),
+    "position-moved": Point("daemon.checkpoint:Checkpointer", "advance", "after", most=30),
+    "handed-over": Point("daemon.training:TrainingThread", "offer", "after", most=30),
+    "fetched": Point("daemon.kafka_source:KafkaSource", "_take_in", "after", most=4),
     # records out
-    "dead-letter-sent": Point("daemon.apply:Applier", "_dead_letter", "after"),
-    "side-record-sent": Point("daemon.side_topics:SideTopics", "send", "after"),
-    "side-topics-not-awaited": Point("daemon.side_topics:SideTopics", "wait", "before"),
-    "side-topics-awaited": Point("daemon.side_topics:SideTopics", "wait", "after"),
+    "dead-letter-sent": Point("daemon.apply:Applier", "_dead_letter", "after", most=1),
+    "side-record-sent": Point("daemon.side_topics:SideTopics", "send", "after", most=2),
+    "side-topics-not-awaited": Point("daemon.side_topics:SideTopics", "wait", "before", most=3),
+    "side-topics-awaited": Point("daemon.side_topics:SideTopics", "wait", "after", most=3),
     # the commit
-    "masks-synced": Point("supsup_online.learner:OnlineLearner", "sync", "after"),
-    "commit-planned": Point("daemon.checkpoint:Checkpointer", "_plan", "after"),
-    "commit-not-sent": Point("daemon.redis_store:RedisStore", "commit", "before"),
-    "commit-on-its-way": Point("redis.connection:Connection", "send_packed_command", "after", thread="training"),
-    "commit-written": Point("redis.commands.core:Script", "__call__", "after", thread="training"),
-    "commit-answered": Point("daemon.redis_store:RedisStore", "commit", "after"),
-    "commit-done": Point("daemon.checkpoint:Checkpointer", "commit", "after"),
-    "group-not-told": Point("daemon.kafka_source:KafkaSource", "tell_group", "before"),
-    "group-told": Point("daemon.kafka_source:KafkaSource", "tell_group", "after"),
+    "masks-synced": Point("supsup_online.learner:OnlineLearner", "sync", "after", most=4),
+    "commit-planned": Point("daemon.checkpoint:Checkpointer", "_plan", "after", most=3),
+    "commit-not-sent": Point("daemon.redis_store:RedisStore", "commit", "before", most=3),
+    "commit-on-its-way": Point("redis.connection:Connection", "send_packed_command", "after", thread="training", most=5),
+    "commit-written": Point("redis.commands.core:Script", "__call__", "after", thread="training", most=3),
+    "commit-answered": Point("daemon.redis_store:RedisStore", "commit", "after", most=3),
+    "commit-done": Point("daemon.checkpoint:Checkpointer", "commit", "after", most=3),
+    "group-not-told": Point("daemon.kafka_source:KafkaSource", "tell_group", "before", most=3),
+    "group-told": Point("daemon.kafka_source:KafkaSource", "tell_group", "after", most=3),
     # the start
     "bank-opened": Point("daemon.redis_store:RedisStore", "open", "after"),
     "lease-taken": Point("daemon.lease:Lease", "acquire", "after"),
@@ -73,8 +73,8 @@ POINTS: Final = {
     "partitions-settled": Point("daemon.apply:Applier", "settle", "after"),
     "partitions-placed": Point("daemon.kafka_source:KafkaSource", "place", "after"),
     # the lease
-    "lease-not-renewed": Point("daemon.lease:Lease", "renew", "before"),
-    "lease-renewed": Point("daemon.lease:Lease", "renew", "after"),
+    "lease-not-renewed": Point("daemon.lease:Lease", "renew", "before", most=3),
+    "lease-renewed": Point("daemon.lease:Lease", "renew", "after", most=3),
 }
 
 
