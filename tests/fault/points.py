@@ -53,7 +53,9 @@ POINTS: Final = {
     "masks-synced": Point("supsup_online.learner:OnlineLearner", "sync", "after", most=4),
     "commit-planned": Point("daemon.checkpoint:Checkpointer", "_plan", "after", most=3),
     "commit-not-sent": Point("daemon.redis_store:RedisStore", "commit", "before", most=3),
-    "commit-on-its-way": Point("redis.connection:Connection", "send_packed_command", "after", thread="training", most=5),
+    "commit-on-its-way": Point(
+        "redis.connection:Connection", "send_packed_command", "after", thread="training", most=5
+    ),
     "commit-written": Point("redis.commands.core:Script", "__call__", "after", thread="training", most=3),
     "commit-answered": Point("daemon.redis_store:RedisStore", "commit", "after", most=3),
     "commit-done": Point("daemon.checkpoint:Checkpointer", "commit", "after", most=3),

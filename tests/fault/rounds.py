@@ -1,4 +1,4 @@
-"""Rounds: a fresh bank on a stream that lies ready, faults one after the other, and at the end not one byte that differs."""
+"""Rounds: a fresh bank on a stream that lies ready, one fault after the other, and not one byte that differs."""
 
 import shutil
 import signal
@@ -158,7 +158,9 @@ class Lane:
         self._sides[stream] = sides
         self._expected[stream] = {}
         with ExitStack() as stack:
-            bench = self._bench(stack, f"undisturbed-{stream}", stream, self._directory / f"undisturbed-{stream}", pair=False)
+            bench = self._bench(
+                stack, f"undisturbed-{stream}", stream, self._directory / f"undisturbed-{stream}", pair=False
+            )
             bench.trainers.tend()
             self._finish(bench)
             expected = contents(self.servers.redis, bench.bank)
