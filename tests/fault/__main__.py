@@ -128,6 +128,7 @@ class Campaign:
             "points": Counter(fault.point for fault in outcome.injected if fault.point),
             "differences": outcome.differences,
             "restarts": outcome.restarts,
+            "last_words": outcome.last_words,
             "seconds": round(outcome.seconds, 1),
         }
         with self._lock:

@@ -31,6 +31,7 @@ class Outcome:
         injected: faults that did, before the stream was read to its end.
         differences: what is not as in an undisturbed run; empty when all is well.
         restarts: exit code -> how often a trainer was started again because of it.
+        last_words: of these trainers.
         seconds: it took.
     """
 
@@ -38,6 +39,7 @@ class Outcome:
     injected: list[Fault] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     restarts: dict[str, int] = field(default_factory=dict)
+    last_words: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -85,7 +87,7 @@ class Lane:
                 outcome.differences = self._judge(bench, plan.stream)
             except FaultError as error:
                 outcome.differences = str(error).splitlines()
-            outcome.restarts = bench.trainers.restarts
+            outcome.restarts, outcome.last_words = bench.trainers.restarts, bench.trainers.last_words
         outcome.seconds = time.monotonic() - begun
         if not outcome.differences:
             shutil.rmtree(directory)

@@ -72,6 +72,7 @@ class ApacheBroker(Server):
             "advertised.listeners": f"PLAINTEXT://{_HOST}:{self._advertised}",
             "group.min.session.timeout.ms": _SHORTEST_SESSION_MS,
             "log.cleaner.enable": "false",
+            "log.retention.ms": -1,  # the streams' timestamps lie in the past
         }
         pairs = [f"{name}={value}" for name, value in settings.items()]
         heap = "KAFKA_HEAP_OPTS=-Xms128m -Xmx256m"

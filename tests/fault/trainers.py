@@ -60,6 +60,10 @@ class Life:
         if self.code is None:
             os.kill(self.pid, number)
 
+    def last_words(self) -> str:
+        """What it said of its end."""
+        return next((line for line in reversed(self.log.read_text(errors="replace").splitlines()) if line), "")
+
     def tail(self) -> str:
         """The end of its log without the lines of batches."""
         lines = self.log.read_text(errors="replace").splitlines()
@@ -96,6 +100,7 @@ class Trainers:
 
     Attributes:
         restarts: exit code -> how often one was started again because of it.
+        last_words: what each of those said at its end.
         deadly: where those that are started next kill themselves.
     """
 
@@ -107,6 +112,7 @@ class Trainers:
         self.wanted = 2 if pair else 1
         self.lives: list[Life] = []
         self.restarts: dict[str, int] = {}
+        self.last_words: list[str] = []
         self.deadly: deque[Death] = deque()
         self._started = 0
 
@@ -136,6 +142,7 @@ class Trainers:
             elif code in STARTED_AGAIN:
                 name = ExitCode(code).name.lower()
                 self.restarts[name] = self.restarts.get(name, 0) + 1
+                self.last_words.append(f"{life.log.name}, {name}: {life.last_words()}")
             elif not life.doomed:
                 raise FaultError(f"{life.log.name} ended with exit code {code}:\n{life.tail()}")
         while len(self.lives) < self.wanted:
