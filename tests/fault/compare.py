@@ -12,11 +12,18 @@ Contents = dict[str, Any]
 
 
 def contents(redis: Redis, bank: str) -> Contents:
-    """Every byte of a bank that its stream determines; version, index, lease and events tell of commits and lives."""
+    """Every byte of a bank that its stream determines, and its decisions; the rest tells of commits and processes."""
     prefix = f"supsup:{{{bank}}}:"
     by_process = {prefix + name for name in ("version", "index", "lease", "events")}
     names = sorted(key.decode() for key in redis.scan_iter(match=f"{prefix}*", count=1000))
-    return {name.removeprefix(prefix): _value(redis, name) for name in names if name not in by_process}
+    found = {name.removeprefix(prefix): _value(redis, name) for name in names if name not in by_process}
+    return found | {"decisions": _decisions(redis, prefix + "events")}
+
+
+def _decisions(redis: Redis, key: str) -> list[tuple[bytes, ...]]:
+    """What the event stream tells of decisions, each of which must be there once; commits differ from run to run."""
+    told = (b"topic", b"partition", b"offset", b"type", b"why", b"mask", b"previous", b"evicted", b"candidates")
+    return [tuple(fields[f] for f in told) for _, fields in redis.xrange(key) if fields[b"type"] != b"commit"]
 
 
 def _value(redis: Redis, key: str) -> Any:
@@ -39,6 +46,8 @@ def differences(found: Contents, expected: Contents) -> list[str]:
 
 
 def _shown(found: Any, expected: Any) -> str:
+    if isinstance(found, list) and isinstance(expected, list):
+        return f"{len(found)} instead of {len(expected)}; {next((x for x in found if x not in expected), 'no other')}"
     if isinstance(found, dict) and isinstance(expected, dict):
         fields = sorted(field for field in found.keys() | expected.keys() if found.get(field) != expected.get(field))
         return "; ".join(f"{f!r} is {found.get(f)!r:.80}, not {expected.get(f)!r:.80}" for f in fields[:5])
