@@ -131,11 +131,7 @@ class KafkaSource:
         self._bring_back_parked()
 
     def _bring_back_parked(self) -> None:
-        """Make the client hand on what it has set aside of a partition that was paused.
-
-        kafka-python 3.0 gives it back only when no batch is in line. An emptied batch of another partition stays in
-        line until the next fetch; when nothing can be fetched, the resumed partition would wait for ever.
-        """
+        """kafka-python 3.0 sets records of a paused partition aside until no batch is in line; an emptied one counts."""
         fetcher = self._consumer._fetcher  # noqa: SLF001 - there is no other way, and nothing happens if it has moved
         if not getattr(fetcher, "_next_partition_records", True):
             fetcher._next_partition_records = None  # noqa: SLF001
