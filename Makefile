@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Seconds a target and name of the target for `make fuzz`.
+SECONDS ?= 60
+TARGET ?=
 FAULTS ?= 100
 SEED ?= 0
 # Another release of torch for `make constraints`.
@@ -14,7 +17,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(sort $(w
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all faults coverage lint format hooks bench constraints clean clean-all
+.PHONY: help setup demo test test-all faults coverage fuzz lint format hooks bench constraints clean clean-all
 
 help: ## this list
 	@sed -n 's/^\([a-zA-Z%_-]*\):[^#]*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | sed 's/^bench-%/bench-NAME/' \
@@ -47,6 +50,9 @@ faults: setup ## trainers, Redis and Kafka killed, frozen and cut off: FAULTS=10
 
 coverage: setup ## the tests of `make test`, with the lines and branches they miss
 	$(BIN)/pytest -m 'not slow' --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+fuzz: setup ## every decoder under a coverage-guided fuzzer; SECONDS=60 each, TARGET=settings for one
+	PYTHONPATH=.:tests $(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(TARGET)
 
 lint: setup ## style, format, types, and the one arrow between the packages
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from daemon.embedded import EmbeddedServers
 from daemon.loop import StopRequest
 from daemon.observe import Observer
 from daemon.settings import Settings
+from daemon.telemetry import Telemetry
 from supsup_online import wire
 from supsup_online.datasets import load_mnist
 from supsup_online.learner import OnlineLearner
@@ -91,7 +92,7 @@ def main() -> None:
         learner = OnlineLearner(Network.build(settings.bank_spec()), settings.learner())
         store = bootstrap.connect_store(stack, settings)
         store.open(learner.network)
-        loop = bootstrap.take_over(stack, settings, store, learner, StopRequest())
+        loop = bootstrap.take_over(stack, settings, store, learner, StopRequest(), telemetry=Telemetry())
         if loop is None:
             return
         begun = time.perf_counter()

@@ -18,9 +18,9 @@ import structlog
 
 from daemon.checkpoint import Checkpointer
 from daemon.errors import PoisonedError, UnavailableError
-from daemon.observe import Observer
 from daemon.records import Log, Partition, Position, Record
 from daemon.side_topics import KEPT_OF_OVERSIZED, Headers, SideTopics
+from daemon.telemetry import Telemetry
 from supsup_online import wire
 from supsup_online.errors import BadBatchError
 from supsup_online.learner import OnlineLearner
@@ -81,6 +81,7 @@ class Applier:
         patience_s: for how long Kafka or Redis may be away before a commit is given up.
         max_bytes: longest record value that is kept whole as a dead letter.
         dead_letters_in_a_row: stop after as many; 0: never.
+        telemetry: who is told what happens.
         hurry: the process is to stop, so what fails is not tried again.
         committed: positions of the newest commit, replaced by each; for the poll loop, which tells the group.
     """
@@ -91,10 +92,11 @@ class Applier:
     patience_s: float
     max_bytes: int
     dead_letters_in_a_row: int = 0
-    observer: Observer = field(default_factory=Observer)
+    telemetry: Telemetry = field(default_factory=Telemetry)
     hurry: bool = False
     committed: Mapping[Partition, Position] | None = None
     _poisoned: int = 0
+    _stepping_since: float | None = None
 
     def apply(self, decoded: Decoded) -> None:
         """One record: trained, answered, overflowed or dead-lettered; then its position moves on.
@@ -102,23 +104,36 @@ class Applier:
         Raises:
             PoisonedError: it was the last of too many bad ones in a row; all of them are committed.
         """
-        record, batch = decoded.record, decoded.batch
+        record = decoded.record
         begun = time.perf_counter()
         try:
-            if isinstance(batch, BadBatchError):
-                raise batch
-            result = self.learner.step(batch)
-            seconds = time.perf_counter() - begun
+            result = self._step(decoded.batch)
         except BadBatchError as error:
             self._dead_letter(record, error)
             self._poisoned += 1
         else:
+            step_s = time.perf_counter() - begun
             self._poisoned = 0
             self._deliver(record, result)
             self._count(result)
-            self.observer.batch(record, result, decode_s=decoded.seconds, step_s=seconds)
+            self.telemetry.batch(record, result, decode_s=decoded.seconds, step_s=step_s)
         self.checkpoint.advance(record.partition, record.offset)
         self._stop_if_poisoned(record)
+
+    def _step(self, batch: Batch | BadBatchError) -> StepResult:
+        if isinstance(batch, BadBatchError):
+            raise batch
+        self._stepping_since = time.monotonic()
+        try:
+            return self.learner.step(batch)
+        finally:
+            self._stepping_since = None
+
+    @property
+    def step_age_s(self) -> float:
+        """For how long the step in hand has gone on, in seconds; 0 between two. A step that hangs is told by it."""
+        since = self._stepping_since
+        return 0.0 if since is None else time.monotonic() - since
 
     # -- the commit
 
@@ -139,7 +154,12 @@ class Applier:
         version = self._patiently(self.checkpoint.commit)
         if version is not None:
             self.committed = {p: replace(position) for p, position in self.checkpoint.positions.items()}
-            log.debug("bank.committed", version=version, records=records, seconds=round(time.perf_counter() - begun, 6))
+            self._tell_of_commit(version, records, time.perf_counter() - begun)
+
+    def _tell_of_commit(self, version: int, records: int, seconds: float) -> None:
+        bank, totals = self.learner.bank, self.checkpoint.totals
+        self.telemetry.committed(seconds, version=version, masks=len(bank), budget=bank.budget, totals=totals)
+        log.debug("bank.committed", version=version, records=records, seconds=round(seconds, 6))
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Do what needs Kafka or Redis, again and again while they are away; visibly, and not for ever."""
@@ -154,7 +174,7 @@ class Applier:
     def _worth_retrying(self, error: Exception) -> bool:
         if not isinstance(error, UnavailableError) or self.hurry:
             return False
-        log.warning("server.away", server=error.server, error=str(error))
+        self.telemetry.retried(error)
         return True
 
     # -- the group has changed
@@ -202,6 +222,7 @@ class Applier:
         key = record.key[:_KEY_BYTES] if record.key is not None else None
         self.side.send(record.partition.topic + DEAD_LETTER, key, value, headers, may_be_cut=True)
         self.checkpoint.totals["dead_lettered"] += 1
+        self.telemetry.dead_lettered(record, error.reason)
         log.warning(
             "record.dead_lettered",
             topic=record.partition.topic,

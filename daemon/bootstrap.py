@@ -7,18 +7,24 @@ from types import FrameType
 
 import structlog
 import torch
+from prometheus_client import disable_created_metrics
 
 from daemon import kafka_source, redis_store
 from daemon.apply import DEAD_LETTER, OVERFLOW, PREDICTIONS, Applier
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
-from daemon.errors import ConfigError, RewoundError
+from daemon.errors import ConfigError, FencedError, RewoundError
+from daemon.health import AliveFile, Health
+from daemon.http import HttpServer, token_of
 from daemon.kafka_source import KafkaSettings, KafkaSource
 from daemon.lease import Lease, LeaseKeeper, new_owner
 from daemon.loop import StopRequest, TrainerLoop
+from daemon.metrics import TrainerMetrics
 from daemon.settings import Settings
 from daemon.side_topics import SideTopics
 from daemon.standby import Standby
+from daemon.systemd import Notifier
+from daemon.telemetry import Telemetry
 from supsup_online import __version__
 from supsup_online.errors import SpecError
 from supsup_online.learner import OnlineLearner
@@ -43,16 +49,17 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
         stop = stack.enter_context(_stopped_by_signals())
         if settings.embedded:
             settings = _with_servers(stack, settings, announce)
+        telemetry = start_telemetry(stack, settings)
         try:
             network = Network.build(spec, pick_device(settings.device))
             settings.learner()
         except SpecError as error:
             raise ConfigError(str(error)) from error
-        while not _serve_a_term(settings, network, stop):
+        while not _serve_a_term(settings, network, stop, telemetry):
             pass  # what Redis has lost is read from Kafka again
 
 
-def _serve_a_term(settings: Settings, network: Network, stop: StopRequest) -> bool:
+def _serve_a_term(settings: Settings, network: Network, stop: StopRequest, telemetry: Telemetry) -> bool:
     """Wait for the lease, then train until told to stop; returns False when Redis has lost commits but not the bank.
 
     Raises:
@@ -63,8 +70,9 @@ def _serve_a_term(settings: Settings, network: Network, stop: StopRequest) -> bo
         store.open(network)
         learner = OnlineLearner(network, settings.learner())
         try:
-            loop = take_over(stack, settings, store, learner, stop)
+            loop = take_over(stack, settings, store, learner, stop, telemetry=telemetry)
             if loop is not None:
+                telemetry.started("leader")
                 masks, budget = len(learner.bank), learner.bank.budget
                 log.info("trainer.ready", version=__version__, bank=settings.bank, masks=masks, budget=budget)
                 loop.run()
@@ -76,9 +84,32 @@ def _serve_a_term(settings: Settings, network: Network, stop: StopRequest) -> bo
                 ) from error
             log.warning("redis.lost_commits", error=str(error))
             return False
+        except FencedError:
+            telemetry.lease_lost()
+            raise
         records = loop.applier.checkpoint.totals["records"] if loop else 0
         log.info("trainer.stopped", records=records, masks=len(learner.bank))
         return True
+
+
+def start_telemetry(stack: ExitStack, settings: Settings) -> Telemetry:
+    """Health, metrics and the service manager, from the first second on; `stack` ends them.
+
+    Raises:
+        ConfigError: the HTTP address needs a token or is taken, or the alive file cannot be written.
+    """
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
+    telemetry = Telemetry(
+        health=Health(settings.livez_limit_s),
+        metrics=TrainerMetrics(settings.bank),
+        manager=Notifier.from_environment(),
+        alive_file=AliveFile(settings.alive_file) if settings.alive_file is not None else None,
+    )
+    stack.callback(telemetry.close)
+    if settings.http_port:
+        token = token_of(settings)
+        stack.enter_context(HttpServer(telemetry, host=settings.http_host, port=settings.http_port, token=token))
+    return telemetry
 
 
 def connect_store(stack: ExitStack, settings: Settings) -> redis_store.RedisStore:
@@ -93,7 +124,13 @@ def connect_store(stack: ExitStack, settings: Settings) -> redis_store.RedisStor
 
 
 def take_over(
-    stack: ExitStack, settings: Settings, store: redis_store.RedisStore, learner: OnlineLearner, stop: StopRequest
+    stack: ExitStack,
+    settings: Settings,
+    store: redis_store.RedisStore,
+    learner: OnlineLearner,
+    stop: StopRequest,
+    *,
+    telemetry: Telemetry,
 ) -> TrainerLoop | None:
     """Become the bank's writer, take over what is stored, and return the loop ready to run; None when stopped before.
 
@@ -111,12 +148,12 @@ def take_over(
     )
     stack.callback(client.close)
     lease = Lease(client, store.keys, new_owner(), settings.lease_ttl_s)
-    standby = Standby(lease, store, learner.network, settings.patience_s)
+    standby = Standby(lease, store, learner.network, patience_s=settings.patience_s, telemetry=telemetry)
     # The lock on the directory of the embedded servers says already that whoever held the lease is dead.
     term = standby.wait(stop.requested, by_force=settings.embedded)
     if term is None:
         return None
-    keeper = stack.enter_context(LeaseKeeper(lease, term))
+    keeper = stack.enter_context(LeaseKeeper(lease, term, telemetry))
     store.begin(term, learner.network)
     side = SideTopics(kafka)
     stack.callback(side.close)
@@ -128,7 +165,7 @@ def take_over(
         interval_s=settings.commit_interval_s,
         new_log_is_fine=settings.embedded,
     )
-    _restore(store, learner, checkpoint, standby.warm)
+    _restore(store, learner, checkpoint, standby.warm, telemetry)
     source = KafkaSource(kafka)
     stack.callback(source.close)
     return TrainerLoop(
@@ -140,6 +177,7 @@ def take_over(
             patience_s=settings.patience_s,
             max_bytes=settings.max_record_bytes,
             dead_letters_in_a_row=settings.dead_letters_in_a_row,
+            telemetry=telemetry,
         ),
         limits=RecordLimits(settings.input_shape, settings.classes, settings.max_record_bytes, settings.max_rows),
         stop=stop,
@@ -148,16 +186,23 @@ def take_over(
         patience_s=settings.patience_s,
         stop_deadline_s=settings.stop_deadline_s,
         rebalance_budget_s=settings.rebalance_budget_s,
+        telemetry=telemetry,
     )
 
 
 def _restore(
-    store: redis_store.RedisStore, learner: OnlineLearner, checkpoint: Checkpointer, warm: redis_store.WarmMasks
+    store: redis_store.RedisStore,
+    learner: OnlineLearner,
+    checkpoint: Checkpointer,
+    warm: redis_store.WarmMasks,
+    telemetry: Telemetry,
 ) -> None:
     bank = store.load(learner.network, learner.trainer.optimiser, warm)
     totals = bank.totals
     learner.restore(bank.masks, bank.stats, bank.hot, steps=totals.get("steps", 0), next_id=totals.get("next_id", 0))
     checkpoint.totals |= {name: totals.get(name, 0) for name in COUNTERS}
+    masks, budget = len(learner.bank), learner.bank.budget
+    telemetry.restored(version=bank.version, masks=masks, budget=budget, totals=checkpoint.totals)
     if bank.masks:
         log.info("bank.loaded", bank=store.keys.bank, masks=len(bank.masks), hot=len(bank.hot), version=bank.version)
 

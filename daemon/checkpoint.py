@@ -253,9 +253,16 @@ def _stream_text(stream: StreamState) -> str:
 def _parse_stream(text: str, learner: OnlineLearner) -> StreamState:
     try:
         state = json.loads(text)
-        mask_id = state["mask"]
+        mask_id = None if state["mask"] is None else _whole(state["mask"])
         known = mask_id if mask_id in learner.bank else None
         monitor = learner.drift_monitor([float(r) for r in state["residuals"]])
-        return StreamState(known, int(state["position"]), monitor, int(state["last_used"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return StreamState(known, _whole(state["position"]), monitor, _whole(state["last_used"]))
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CodecError(f"the stored state of a stream is damaged: {error!r}") from error
+
+
+def _whole(value: Any) -> int:
+    """Exactly what `_stream_text` writes: no booleans, no floats, nothing negative."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{str(value)[:40]!r} is no whole number")
+    return value

@@ -24,12 +24,15 @@ Examples:
   supsup-daemon publish --topic digits --scenario permuted --tasks 5 --batches 1000
   supsup-daemon masks list
   supsup-daemon watch
+  supsup-daemon dlq list --topic digits
 """
 
 
 # Commands by the module that holds them, which is imported when the command is used: torch and river take seconds.
 _ELSEWHERE: Final = {
     "demo": "daemon.cli_demo",
+    "doctor": "daemon.cli_doctor",
+    "dlq": "daemon.cli_dlq",
     "masks": "daemon.cli_bank",
     "publish": "daemon.cli_publish",
     "stats": "daemon.cli_bank",
@@ -37,6 +40,8 @@ _ELSEWHERE: Final = {
 }
 _HELP: Final = {
     "demo": "See the whole idea work; nothing else needed.",
+    "doctor": "Look whether everything is fit for a trainer; changes nothing.",
+    "dlq": "The dead letters of a topic.",
     "masks": "The masks of a bank.",
     "publish": "Publish labelled batches: files, or tasks made from MNIST.",
     "stats": "The bank at a glance.",

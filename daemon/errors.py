@@ -15,9 +15,11 @@ SupsupError (supsup_online.errors)
 """
 
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from supsup_online.errors import SupsupError
+
+Server = Literal["kafka", "redis"]
 
 
 class ExitCode(IntEnum):
@@ -26,6 +28,8 @@ class ExitCode(IntEnum):
     OK = 0
     FAILURE = 1
     USAGE = 2
+    WARNINGS = 3
+    PROBLEMS = 4
     DATA = 65
     LOST_GROUND = 66
     UNAVAILABLE = 69
@@ -59,7 +63,7 @@ class UnavailableError(StopError):
 
     exit_code = ExitCode.UNAVAILABLE
 
-    def __init__(self, message: str, server: str = "kafka") -> None:
+    def __init__(self, message: str, server: Server = "kafka") -> None:
         super().__init__(message)
         self.server = server
 

@@ -285,6 +285,18 @@ class KafkaSource:
         found: int | None = self._consumer.highwater(_place(partition))
         return found
 
+    def lags(self) -> dict[Partition, int | None]:
+        """Records of each partition not handed on yet; None where that is not known. For people: it never raises."""
+        found: dict[Partition, int | None] = {}
+        for partition in sorted(self._next):
+            found[partition] = None
+            with contextlib.suppress(KafkaError):
+                end, waiting = self.end(partition), self._merge.amount(partition)[0]
+                if end is not None:
+                    unread = 0 if self._exhausted(partition) else end - self._next[partition]
+                    found[partition] = unread + waiting
+        return found
+
     @property
     def caught_up(self) -> bool:
         """Whether every partition is read to its end and nothing waits; False while none is placed."""

@@ -9,7 +9,6 @@ epoch. Both are judged by Redis and its clock; clocks of trainers do not matter.
 import os
 import secrets
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from threading import Event, Thread
@@ -21,6 +20,7 @@ import structlog
 from daemon.errors import StopError, UnavailableError
 from daemon.redis_keys import BankKeys
 from daemon.redis_replies import answering
+from daemon.telemetry import Telemetry
 
 log = structlog.get_logger()
 
@@ -107,13 +107,14 @@ class LeaseKeeper:
     Args:
         lease: what to keep.
         term: as what it was acquired.
-        alive: whether the trainer still works; a trainer that hangs must lose its lease, so it is not renewed then.
+        telemetry: whether the trainer still works (one that hangs must lose its lease, so it is not renewed then), and
+            who is told when Redis does not take a renewal.
     """
 
-    def __init__(self, lease: Lease, term: Term, alive: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, lease: Lease, term: Term, telemetry: Telemetry) -> None:
         self._lease = lease
         self._term = term
-        self._alive = alive
+        self._telemetry = telemetry
         self._ended = Event()
         self._lost: StopError | None = None
         self._thread = Thread(target=self._run, name="lease", daemon=True)
@@ -139,16 +140,22 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         while not self._ended.wait(self._lease.ttl_s / _RENEWALS_PER_TTL):
-            if not self._alive():
-                log.warning("lease.not_renewed", why="the poll loop does not beat")
+            if not self._telemetry.health.alive:
+                self._not_renewed("the poll loop does not beat")
                 continue
             try:
                 self._lease.renew(self._term)
             except UnavailableError as error:
-                log.warning("lease.not_renewed", why=str(error))
+                self._not_renewed(str(error))
             except StopError as error:
                 self._lost = error
                 return
+            else:
+                self._telemetry.clear("lease")
+
+    def _not_renewed(self, why: str) -> None:
+        log.warning("lease.not_renewed", why=why)
+        self._telemetry.hold("lease", why)
 
     def _give_back(self) -> None:
         try:

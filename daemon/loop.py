@@ -20,6 +20,7 @@ from daemon.apply import Applier, Decoded, decode
 from daemon.errors import StopError, UnavailableError, UnreadableError
 from daemon.kafka_source import POLL_LIMIT_S, KafkaSource
 from daemon.records import Partition, Position
+from daemon.telemetry import Telemetry
 from daemon.training import TrainingThread
 from supsup_online import wire
 
@@ -63,6 +64,7 @@ class TrainerLoop:
         patience_s: how long the broker may be away before the loop gives up, in seconds.
         stop_deadline_s: how long the end may take once it was asked for, in seconds.
         rebalance_budget_s: how long a change in the group may wait for the step in hand before it is told, in seconds.
+        telemetry: who is told what happens.
     """
 
     source: KafkaSource
@@ -74,6 +76,7 @@ class TrainerLoop:
     patience_s: float
     stop_deadline_s: float
     rebalance_budget_s: float
+    telemetry: Telemetry = field(default_factory=Telemetry)
     training: TrainingThread = field(init=False)
     _in_hand: Decoded | None = None
     _away_since: float | None = None
@@ -109,7 +112,7 @@ class TrainerLoop:
             if self.burst and not more and self.training.idle and self.source.caught_up:
                 return False
             self.source.poll(0.0 if more else _BLOCKED_S if self.source.waiting else POLL_LIMIT_S)
-            self._away_since = None
+            self._heard_of_kafka()
         except UnreadableError:
             while self._hand_over():  # whoever moves the position over that record must not lose those before it
                 self._tend()
@@ -120,7 +123,9 @@ class TrainerLoop:
         return True
 
     def _tend(self) -> None:
-        """What every wait does in between: hear the other threads, tell Kafka what is committed, mind the deadline."""
+        """What every wait does in between: beat, hear the other threads, tell Kafka what is committed, mind the end."""
+        if self.applier.step_age_s <= self.telemetry.health.limit_s:  # a step that hangs must be seen, too
+            self.telemetry.beat()
         self.training.check()
         self.still_leading()
         if self.applier.committed is not self._told:
@@ -148,13 +153,22 @@ class TrainerLoop:
             self._in_hand = None
         return True
 
+    def _heard_of_kafka(self) -> None:
+        self._away_since = None
+        self.telemetry.answered("kafka")
+        self.telemetry.lags(self.source.lags())
+        if self.source.elsewhere:
+            self.telemetry.hold("partitions", f"another member of the group has {self.source.elsewhere}")
+        else:
+            self.telemetry.clear("partitions")
+
     def _bear(self, error: UnavailableError) -> None:
         """A broker may be away for a while; Redis too, but that is borne in the training thread, by `Applier`."""
         now = time.monotonic()
         self._away_since = self._away_since or now
         if error.server != "kafka" or now - self._away_since > self.patience_s:
             raise error
-        log.warning("server.away", server=error.server, error=str(error), seconds=round(now - self._away_since, 1))
+        self.telemetry.retried(error)
         time.sleep(_AWAY_PAUSE_S)
 
     # -- the group has changed
@@ -193,6 +207,7 @@ class TrainerLoop:
         Raises:
             StopError: it took too long, or the commit failed.
         """
+        self.telemetry.become("stopping")
         if self.stop.requested():
             log.info("trainer.stopping", signal=self.stop.signal)
             self.training.drop()

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import structlog
 from river import metrics
@@ -14,11 +14,25 @@ log = structlog.get_logger()
 
 ROLLING_BATCHES: Final = 50
 
+Outcome = Literal["trained", "answered", "overflowed"]
+
+
+def outcome(result: StepResult) -> Outcome:
+    """What became of a batch, in a word."""
+    if result.trained:
+        return "trained"
+    return "overflowed" if result.mask_id is None else "answered"
+
 
 class Observer:
-    """Turns step results into log lines."""
+    """Turns step results into log lines.
+
+    Attributes:
+        rolling_accuracy: share right before the update over the newest batches; None before the first.
+    """
 
     def __init__(self) -> None:
+        self.rolling_accuracy: float | None = None
         self._accuracy = metrics.Accuracy()
         self._newest: deque[tuple[int, int]] = deque()
 
@@ -36,10 +50,12 @@ class Observer:
         }
         if result.trained:
             fields |= {"loss": round(result.loss, 4), "accuracy": round(result.accuracy, 4)}
-            fields["rolling_accuracy"] = round(self._rolling(result), 4)
+            self.rolling_accuracy = self._rolling(result)
+            fields["rolling_accuracy"] = round(self.rolling_accuracy, 4)
         if result.decision is not None:
             fields |= _decision_fields(result.decision)
-        log.info(_event(result), **fields)
+        event = f"batch.{outcome(result)}"
+        log.info(event, **fields)
 
     def _rolling(self, result: StepResult) -> float:
         self._newest.append((result.correct, result.rows - result.correct))
@@ -53,12 +69,6 @@ def _tell(change: Callable[..., None], right: int, wrong: int) -> None:
     """One batch for river's metric: the right answers with their count as weight, then the wrong ones."""
     change(y_true=True, y_pred=True, w=right)
     change(y_true=True, y_pred=False, w=wrong)
-
-
-def _event(result: StepResult) -> str:
-    if result.trained:
-        return "batch.trained"
-    return "batch.overflowed" if result.mask_id is None else "batch.answered"
 
 
 def _decision_fields(decision: Decision) -> dict[str, Any]:

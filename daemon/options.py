@@ -14,6 +14,7 @@ from daemon.settings import Settings
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PROBLEMS: Final = "daemon.options.problems"
+_SWITCHES: Final = {name for name, field in Settings.model_fields.items() if field.annotation is bool}
 _ORIGINS: Final = {ParameterSource.COMMANDLINE: "flag", ParameterSource.DEFAULT_MAP: "file"}
 
 
@@ -96,4 +97,7 @@ def _load_file(context: click.Context, _: click.Parameter, path: Path | None) ->
         context.meta[_PROBLEMS] = table.unknown_keys(path, values)
         if isinstance(values.get("topic"), str):
             values["topic"] = [values["topic"]]
+        for name in values.keys() & _SWITCHES:  # click looks at switches itself, and takes text and booleans only
+            if not isinstance(values[name], bool):
+                values[name] = str(values[name])
         context.default_map = values

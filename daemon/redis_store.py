@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
 from redis.retry import Retry
 
-from daemon.errors import BankMismatchError, ConfigError, UnavailableError
+from daemon.errors import BankMismatchError, ConfigError, LostGroundError, UnavailableError
 from daemon.lease import Term
 from daemon.redis_keys import BankKeys
 from daemon.redis_replies import answering, reading
@@ -278,10 +278,19 @@ class RedisStore(BankReader):
             self.check_fingerprint(network)
 
     def begin(self, term: Term, network: Network) -> None:
-        """Write under this term from now on; what the settings may change about a bank is changed."""
+        """Write under this term from now on; what the settings may change about a bank is changed.
+
+        Raises:
+            LostGroundError: the bank was there when it was opened, and is gone.
+        """
         self.term = term
         self._newest = term.commit_id()
         with answering():
+            if not self.client.exists(self.keys.spec):
+                raise LostGroundError(
+                    f"bank {self.keys.bank!r} is gone: Redis was emptied while this trainer waited for its turn. Bring "
+                    "the bank back, or start again to learn everything anew from what Kafka still holds."
+                )
             self.client.hset(self.keys.spec, "budget", network.spec.budget)
 
     def _create(self, wanted: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from daemon.errors import ConfigError
 from daemon.redis_keys import BANK_NAME
@@ -53,6 +53,11 @@ def _optional(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _secret(value: Any) -> Any:
+    """A number from a TOML file is a secret too; refused, it would be shown."""
+    return None if value in {"", None} else value if isinstance(value, SecretStr) else str(value)
+
+
 def _topics(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not _TOPIC.fullmatch(name) or name in {".", ".."}:
@@ -68,12 +73,14 @@ def _servers(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
-_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,230}")  # Kafka takes 249; the side topics add up to 12
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,230}")  # Kafka takes 249; the side topics add up to 13
 _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(?P<port>[0-9]{1,5})")
 
 Servers = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_servers)]
 Topics = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_topics)]
-Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_shape)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_secret)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_optional)]
+Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_shape), Field(min_length=1, max_length=4)]
 
 
 class Settings(BaseModel):
@@ -147,6 +154,13 @@ class Settings(BaseModel):
     state_dir: Path = Field(Path(".supsup"), description="Directory of the embedded servers' data.")
     kafka_port: int = Field(0, ge=0, le=65535, description="Port of the embedded broker; 0: a free one.")
     redis_port: int = Field(0, ge=0, le=65535, description="Port of the embedded Redis; 0: a free one.")
+
+    http_host: str = Field("127.0.0.1", min_length=1, description="Address of health and metrics over HTTP.")
+    http_port: int = Field(0, ge=0, le=65535, description="Port of health and metrics over HTTP; 0: no HTTP.")
+    http_token: Secret = Field(None, description="Token that HTTP requests have to bring; never shown.")
+    http_token_file: OptionalPath = Field(None, description="File that holds the HTTP token.")
+    livez_limit_s: float = Field(30.0, gt=0, description="Age of the loop's heartbeat that counts as stuck, seconds.")
+    alive_file: OptionalPath = Field(None, description="File that is touched while the loop goes round.")
 
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
@@ -244,13 +258,25 @@ def read_file(path: Path) -> dict[str, Any]:
     """What a TOML file sets: flat, names with `_` or `-`, known or not.
 
     Raises:
-        ConfigError: unreadable, or no TOML.
+        ConfigError: unreadable, no TOML, or holds what no setting is: tables, numbers of more than 64 bits.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, 4300 digits
         raise ConfigError(f"cannot read the settings file {path}: {error}") from error
+    if strange := [name for name, value in table.items() if not _is_plain(value)]:
+        raise ConfigError(
+            "\n".join(
+                f"{path}: {name[:80]!r} is no text, number, true or false, nor a list of these" for name in strange
+            )
+        )
     return {name.replace("-", "_"): value for name, value in table.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value of a TOML file could be a setting's."""
+    parts = value if isinstance(value, list) else [value]
+    return all(isinstance(part, str | float | bool) or (isinstance(part, int) and abs(part) < 2**63) for part in parts)
 
 
 def unknown_keys(path: Path, names: Iterable[str]) -> list[str]:

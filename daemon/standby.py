@@ -10,6 +10,7 @@ from daemon.errors import BankMismatchError, UnavailableError
 from daemon.lease import Held, Lease, Term
 from daemon.redis_replies import answering
 from daemon.redis_store import RedisStore, WarmMasks
+from daemon.telemetry import Telemetry
 from supsup_online.network import Network
 
 log = structlog.get_logger()
@@ -25,16 +26,20 @@ class Standby:
         store: of the bank.
         network: of the bank.
         patience_s: how long Redis may be away, in seconds.
+        telemetry: who is told what happens.
 
     Attributes:
         warm: the bank's masks, as up to date as the last look.
     """
 
-    def __init__(self, lease: Lease, store: RedisStore, network: Network, patience_s: float) -> None:
+    def __init__(
+        self, lease: Lease, store: RedisStore, network: Network, *, patience_s: float, telemetry: Telemetry
+    ) -> None:
         self._lease = lease
         self._store = store
         self._network = network
         self._patience_s = patience_s
+        self._telemetry = telemetry
         self.warm = WarmMasks()
 
     def wait(self, stopped: Callable[[], bool], *, by_force: bool = False) -> Term | None:
@@ -49,18 +54,20 @@ class Standby:
         """
         answered, holder = time.monotonic(), ""
         while not stopped():
+            self._telemetry.beat()
             try:
                 found = self._lease.acquire(by_force=by_force)
                 if isinstance(found, Term):
                     log.info("lease.acquired", epoch=found.epoch, ttl_s=self._lease.ttl_s)
                     return found
                 self._warm_up()
+                self._telemetry.answered("redis")
                 answered = time.monotonic()
                 holder = self._tell(found, holder)
             except UnavailableError as error:
                 if time.monotonic() - answered > self._patience_s:
                     raise
-                log.warning("server.away", server=error.server, error=str(error))
+                self._telemetry.retried(error)
             time.sleep(min(_LOOK_S, self._lease.ttl_s / 4))
         return None
 
@@ -74,5 +81,6 @@ class Standby:
 
     def _tell(self, held: Held, holder: str) -> str:
         if held.owner != holder:
+            self._telemetry.started("standby")
             log.info("standby.waiting", holder=held.owner, masks=len(self.warm.words), version=self.warm.version)
         return held.owner

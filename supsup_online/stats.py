@@ -1,12 +1,16 @@
 """Numbers kept per mask, for people and for the decisions; plain text in the store, exact there and back."""
 
+import math
 from dataclasses import dataclass, field, fields
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from supsup_online.errors import CodecError
 from supsup_online.running_loss import RISING, RunningLoss
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 
 @dataclass(slots=True)
@@ -64,12 +68,35 @@ class MaskStats:
             CodecError: a field is missing or does not parse.
         """
         try:
-            whole = {n: int(text[n]) for n in _WHOLE}
+            whole = {n: _whole(text[n], least) for n, least in _WHOLE.items()}
             real = {n: float(text[n]) for n in ("accuracy", "entropy", "ratio")}
-            loss = RunningLoss(float(text["loss"]), float(text["loss_variance"]), whole["batches"])
+            loss = RunningLoss(_level(text["loss"]), float(text["loss_variance"]), whole["batches"])
             return cls(**whole, **real, loss=loss, stream=text["stream"])  # type: ignore[arg-type]
         except (KeyError, ValueError) as error:
             raise CodecError(f"stored statistics are damaged: {error!r}") from error
 
 
-_WHOLE = ("batches", "samples", "correct", "created_ms", "updated_ms", "last_used")
+# A record's time may be before 1970, or the -1 of a record that has none.
+_WHOLE: Final = {
+    "batches": 0,
+    "samples": 0,
+    "correct": 0,
+    "created_ms": -(2**63),
+    "updated_ms": -(2**63),
+    "last_used": 0,
+}
+
+
+def _whole(text: str, least: int) -> int:
+    value = int(text)
+    if not least <= value < 2**63:
+        raise ValueError(f"{text[:40]} lies outside {least} to 2**63 - 1")
+    return value
+
+
+def _level(text: str) -> float:
+    """A mean of float32 losses; of a mask that has diverged it may be infinite or NaN, beyond that squares overflow."""
+    value = float(text)
+    if _FLOAT32_MAX < abs(value) < math.inf:
+        raise ValueError(f"{text[:40]} is no mean of float32 numbers")
+    return value

@@ -113,6 +113,17 @@ def test_records_are_read_from_the_given_position_on(kafka: str, topic: str) -> 
         assert reader.source.caught_up
 
 
+def test_the_lag_is_what_lies_behind_the_position(kafka: str, topic: str) -> None:
+    publish(kafka, topic, values(200))
+    here = Partition(topic, 0)
+    with reader_of(kafka, topic, p0=50) as reader:
+        assert reader.source.lags() == {}, "no partition yet"
+        first = reader.read_until(bool)
+        assert reader.source.lags() == {here: 150 - len(first)}
+        reader.read_until(lambda found: len(found) == 150 - len(first))
+        assert reader.source.lags() == {here: 0}
+
+
 def test_the_groups_own_offsets_are_never_believed(kafka: str, topic: str) -> None:
     publish(kafka, topic, values(10))
     with reader_of(kafka, topic) as reader:

@@ -8,10 +8,12 @@ from redis import Redis
 
 from contract.test_redis_store import plan_of
 from daemon.errors import FencedError, RewoundError, UnavailableError
+from daemon.health import Health
 from daemon.lease import Held, Lease, LeaseKeeper, Term, new_owner
 from daemon.redis_keys import BankKeys
 from daemon.redis_store import RedisStore
 from daemon.standby import Standby
+from daemon.telemetry import Telemetry
 from servers import wait_until
 from unit import tiny
 
@@ -113,7 +115,7 @@ def test_owners_are_never_the_same() -> None:
 
 def test_the_keeper_renews_and_gives_back(lease_of: Callable[..., Lease]) -> None:
     lease = lease_of("a")
-    with LeaseKeeper(lease, taken(lease)) as keeper:
+    with LeaseKeeper(lease, taken(lease), Telemetry()) as keeper:
         time.sleep(2 * TTL_S)
         assert isinstance(lease_of("b").acquire(), Held)
         keeper.check()
@@ -121,8 +123,8 @@ def test_the_keeper_renews_and_gives_back(lease_of: Callable[..., Lease]) -> Non
 
 
 def test_the_keeper_of_a_trainer_that_hangs_lets_the_lease_run_out(lease_of: Callable[..., Lease]) -> None:
-    lease = lease_of("a")
-    with LeaseKeeper(lease, taken(lease), alive=lambda: False) as keeper:
+    lease, hanging = lease_of("a"), Telemetry(Health(limit_s=-1.0))
+    with LeaseKeeper(lease, taken(lease), hanging) as keeper:
         wait_until(lambda: isinstance(lease_of("b").acquire(), Term), "it was renewed")
         keeper.check()
     with pytest.raises(FencedError):
@@ -139,14 +141,14 @@ def keeper_is_told(keeper: LeaseKeeper) -> bool:
 
 def test_the_keeper_tells_of_a_lost_lease(lease_of: Callable[..., Lease]) -> None:
     lease = lease_of("a")
-    with LeaseKeeper(lease, taken(lease)) as keeper:
+    with LeaseKeeper(lease, taken(lease), Telemetry()) as keeper:
         taken(lease_of("b"), by_force=True)
         wait_until(lambda: keeper_is_told(keeper), "the loss was never told")
     assert isinstance(lease_of("c").acquire(), Held), "what is not ours is not given back"
 
 
 def test_the_keeper_bears_a_redis_that_is_away(lease_of: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch) -> None:
-    lease = lease_of("a")
+    lease, telemetry = lease_of("a"), Telemetry()
     term = taken(lease)
     failures = [UnavailableError("away", "redis"), UnavailableError("away", "redis")]
     renew = lease.renew
@@ -157,9 +159,11 @@ def test_the_keeper_bears_a_redis_that_is_away(lease_of: Callable[..., Lease], m
         renew(of)
 
     monkeypatch.setattr(lease, "renew", sometimes)
-    with LeaseKeeper(lease, term) as keeper:
+    with LeaseKeeper(lease, term, telemetry) as keeper:
         wait_until(lambda: not failures, "it gave up")
+        assert "lease" in telemetry.health.reasons
         time.sleep(TTL_S)
+        assert "lease" not in telemetry.health.reasons
         keeper.check()
         assert isinstance(lease_of("b").acquire(), Held)
 
@@ -170,7 +174,7 @@ def test_the_keeper_bears_a_redis_that_is_away(lease_of: Callable[..., Lease], m
 def standby(lease: Lease, redis: Redis, **changed: float) -> Standby:
     store = RedisStore(redis, lease._keys.bank)
     store.open(NETWORK)
-    return Standby(lease, store, NETWORK, changed.get("patience_s", 1.0))
+    return Standby(lease, store, NETWORK, patience_s=changed.get("patience_s", 1.0), telemetry=Telemetry())
 
 
 def test_a_standby_takes_over_once_the_lease_has_run_out(lease_of: Callable[..., Lease], redis_client: Redis) -> None:

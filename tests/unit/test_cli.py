@@ -21,13 +21,13 @@ def test_the_version_is_told() -> None:
 def test_help_names_every_command_and_shows_examples(flag: str) -> None:
     ended = here(flag)
     assert ended.code == 0
-    for command in ("config", "demo", "masks", "publish", "start", "stats", "watch"):
+    for command in ("config", "demo", "doctor", "masks", "publish", "start", "stats", "watch"):
         assert f"\n  {command} " in ended.stdout
     assert "supsup-daemon start --embedded" in ended.stdout
 
 
 @pytest.mark.parametrize(
-    "command", [("start",), ("publish",), ("demo",), ("masks", "list"), ("masks", "show"), ("watch",)]
+    "command", [("start",), ("publish",), ("demo",), ("doctor",), ("masks", "list"), ("masks", "show"), ("watch",)]
 )
 def test_every_command_shows_an_example(command: tuple[str, ...]) -> None:
     ended = here(*command, "--help")
@@ -83,7 +83,9 @@ def test_the_exit_codes_are_the_documented_ones() -> None:
         "LostGroundError": 66,
         "UnavailableError": 69,
         "EmbeddedError": 69,
+        "RewoundError": 66,
         "FencedError": 75,
+        "PoisonedError": 76,
     }
     for name, code in codes.items():
         documented = [line for line in (errors.__doc__ or "").splitlines() if name in line]

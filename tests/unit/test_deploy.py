@@ -136,6 +136,15 @@ def test_a_daemons_settings_are_valid_and_name_the_services_it_waits_for(name):
 
 
 @pytest.mark.parametrize("name", DAEMONS)
+def test_a_daemon_is_healthy_when_it_is_ready(name):
+    test = DAEMONS[name]["healthcheck"]["test"]
+    assert test[:3] == ["CMD", "python", "-c"]
+    compile(test[3], "healthcheck", "exec")
+    given = settings_of(DAEMONS[name])
+    assert f"'http://{given.http_host}:{given.http_port}/readyz'" in test[3]
+
+
+@pytest.mark.parametrize("name", DAEMONS)
 def test_a_daemon_is_built_from_the_dockerfile_of_this_directory(name):
     build = DAEMONS[name]["build"]
     context = (DEPLOY / build["context"]).resolve()

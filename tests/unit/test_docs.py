@@ -13,13 +13,15 @@ from typing import get_args
 
 import click
 import pytest
+import yaml
 from structlog.testing import capture_logs
 
-from daemon import checkpoint, cli_bank, demo, settings
+from daemon import checkpoint, cli_bank, cli_doctor, demo, settings
 from daemon.apply import Applier
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.cli import cli
 from daemon.errors import ExitCode
+from daemon.findings import Finding
 from daemon.observe import Observer
 from daemon.records import Partition, Record
 from daemon.redis_keys import BankKeys
@@ -38,7 +40,20 @@ from unit import tiny
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = ROOT / "docs" / "reference"
-NOT_OURS = {"jq", "git", "cd", "make", "python", "source", "redis-cli", "echo", "kafka-console-producer"}
+NOT_OURS = {
+    "jq",
+    "git",
+    "cd",
+    "make",
+    "python",
+    "source",
+    "redis-cli",
+    "echo",
+    "kafka-console-producer",
+    "curl",
+    "journalctl",
+    "systemctl",
+}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -373,7 +388,7 @@ def test_every_command_is_documented_with_its_options(name, command):
     assert [p.opts[0] for p in parameters if not re.search(rf"{p.opts[0]}\b", text)] == []
 
 
-@pytest.mark.parametrize("name", ["publish", "demo"])
+@pytest.mark.parametrize("name", ["publish", "demo", "doctor"])
 def test_documented_defaults_of_options_are_those_of_the_command(name):
     parameters = switches(dict(leaves())[name])
     for cells in rows(section(REFERENCE / "commands.md", f"## `{name}`")):
@@ -391,6 +406,24 @@ def test_the_keys_of_json_output_are_documented(name, module, function):
     documented = [key for key in named(text) if not key.startswith("--")]
     added_later = ["seconds"] if name == "demo" else []
     assert documented == returned_keys(module, function) + added_later
+
+
+def test_every_check_of_the_doctor_is_documented_and_no_other():
+    checks = set()
+    for path in (ROOT / "daemon").glob("doctor*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(ast.Name("ok" | "note" | "warning" | "problem"), [ast.Constant(check), *_]):
+                    checks.add(check)
+    text = section(REFERENCE / "commands.md", "## `doctor`").partition("| check |")[2]
+    assert sorted(named(f"| check |{text}")) == sorted(checks)
+
+
+def test_what_the_doctor_prints_as_json_is_documented():
+    text = section(REFERENCE / "commands.md", "## `doctor`")
+    keys = returned_keys(cli_doctor, "report")
+    assert [key for key in keys if f"`{key}`" not in text] == []
+    assert [key for key in vars(Finding)["__slots__"] if f'"{key}":' not in text] == []
 
 
 @every_page
@@ -481,6 +514,12 @@ def test_json_examples_are_json(page):
 
 
 @every_page
+def test_yaml_examples_are_yaml(page):
+    for block in blocks(page, "yaml"):
+        assert yaml.safe_load(block)
+
+
+@every_page
 def test_toml_examples_are_settings_that_the_program_takes(page):
     for block in blocks(page, "toml"):
         values = tomllib.loads(block)
@@ -525,3 +564,21 @@ def test_examples_of_both_encodings_are_tried():
     text = "".join(parameter.values[3] for parameter in EXAMPLES)
     assert "arrow" in text
     assert "json" in text
+
+
+# -- guarantees --------------------------------------------------------------------------------------------------------
+
+
+def test_every_guarantee_names_tests_that_exist():
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    named_tests = set(re.findall(r"`(test_\w+)`", text))
+    existing = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert len(named_tests) > 20
+    assert named_tests - existing == set()
+    claims = [cells for cells in rows(section(ROOT / "docs" / "guarantees.md", "## What holds")) if cells[0] != ""]
+    assert [cells[0] for cells in claims if not re.search(r"`test_|fault suite", cells[-1])] == []

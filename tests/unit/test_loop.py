@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.apply import Applier
 from daemon.checkpoint import Checkpointer
@@ -81,6 +82,12 @@ class Script:
         self.placed.append(dict(positions))
         self._group = None
 
+    elsewhere = ""
+
+    def lags(self) -> dict[Partition, int | None]:
+        """What is ready."""
+        return {HERE: len(self._ready)}
+
     @property
     def caught_up(self) -> bool:
         """Whether the script is played."""
@@ -125,7 +132,7 @@ def play(
         "rebalance_budget_s": 10.0,
     }
     applier = Applier(learner, side, checkpoint, patience_s=options.get("patience_s", 0.0), max_bytes=10_000)
-    loop = TrainerLoop(source, applier, LIMITS, stop, **(values | options))
+    loop = TrainerLoop(source, applier, LIMITS, stop, **(values | options), telemetry=applier.telemetry)
     source.idle = lambda: loop.training.idle and loop._in_hand is None
     return Play(loop, source, store, applier)
 
@@ -297,16 +304,15 @@ def test_what_was_applied_is_committed_before_a_position_is_believed() -> None:
 def test_a_change_of_the_group_waits_for_the_step_in_hand_while_the_loop_polls_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    warnings: list[str] = []
-    monkeypatch.setattr("daemon.loop.log.warning", lambda event, **_: warnings.append(event))
     begun = threading.Event()
     found = play([[record(0)], lambda: begun.wait(10), {HERE: Log("log", 0)}], rebalance_budget_s=0.05)
     polls: list[bool] = []
     poll = found.source.poll
     monkeypatch.setattr(found.source, "poll", lambda wait: (polls.append(found.source.unsettled), poll(wait)))
     slowly(found.applier, lambda: (begun.set(), time.sleep(0.3)))
-    found.loop.run()
-    assert warnings == ["rebalance.slow"]
+    with capture_logs() as lines:
+        found.loop.run()
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["rebalance.slow"]
     assert sum(polls) >= 3, "it polled while it waited"
     assert found.records == 1
 

@@ -83,7 +83,7 @@ def test_all_problems_of_all_sources_are_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--clases=3",), "Did you mean '--classes'?"),
+        (("--clases=3",), "Did you mean one of: '--classes'"),
         (("--config=nowhere.toml",), "cannot read the settings file nowhere.toml"),
         (("--bank=a b",), "--bank (flag)"),
         (("--arch=lenet",), "unknown architecture 'lenet': choose lenet-300-100"),

@@ -169,6 +169,25 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes | None) -> 
         table.read_file(path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["embedded = {a = 2}", "[topic]", "budget = 0xffffffffffffffffff", "kafka = [['a']]", "bank = 1979-05-27"],
+)
+def test_a_file_with_a_value_that_no_setting_has_is_told_by_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "supsup.toml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"supsup\.toml: '(embedded|topic|budget|kafka|bank)' is no text, number, "):
+        table.read_file(path)
+
+
+@pytest.mark.parametrize("content", ["a = " + "[" * 5000, "a = " + "1" * 5000])
+def test_a_file_that_overtaxes_the_parser_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "supsup.toml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"cannot read the settings file .*supsup\.toml"):
+        table.read_file(path)
+
+
 def test_unknown_keys_come_with_the_nearest_name() -> None:
     assert table.unknown_keys(Path("f.toml"), ["classes", "clases", "zzz"]) == [
         "f.toml: unknown key 'clases'; did you mean classes?",
