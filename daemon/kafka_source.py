@@ -131,7 +131,7 @@ class KafkaSource:
         self._bring_back_parked()
 
     def _bring_back_parked(self) -> None:
-        """kafka-python 3.0 sets records of a paused partition aside until no batch is in line; an emptied one counts."""
+        """kafka-python 3.0 sets records of a paused partition aside until no batch is in line; an empty one counts."""
         fetcher = self._consumer._fetcher  # noqa: SLF001 - there is no other way, and nothing happens if it has moved
         if not getattr(fetcher, "_next_partition_records", True):
             fetcher._next_partition_records = None  # noqa: SLF001
