@@ -67,6 +67,7 @@ class Lane:
         self.servers = Servers(directory / "servers", kind)
 
     def __enter__(self) -> Self:
+        shutil.rmtree(self._directory / "servers", ignore_errors=True)  # of an earlier run
         with ExitStack() as stack:
             stack.enter_context(self.servers)
             self._stack = stack.pop_all()

@@ -120,7 +120,7 @@ class Trainers:
         """One more."""
         log = self._directory / f"trainer-{self._started:03}.log"
         self._started += 1
-        log.touch()
+        log.write_bytes(b"")
         death = self.deadly.popleft() if self.deadly else None
         life = Life(self._nursery, self._nursery.start(self._arguments, log, self.brake.path, death), log, death)
         self.lives.append(life)
