@@ -6,6 +6,8 @@ ARGS ?=
 # Seconds a target and name of the target for `make fuzz`.
 SECONDS ?= 60
 TARGET ?=
+FAULTS ?= 100
+SEED ?= 0
 # Another release of torch for `make constraints`.
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 
@@ -15,7 +17,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(sort $(w
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all coverage fuzz lint format hooks bench constraints clean clean-all
+.PHONY: help setup demo test test-all faults coverage fuzz lint format hooks bench constraints clean clean-all
 
 help: ## this list
 	@sed -n 's/^\([a-zA-Z%_-]*\):[^#]*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | sed 's/^bench-%/bench-NAME/' \
@@ -42,6 +44,9 @@ test: setup ## all tests but the slow ones; ARGS="-k wire -x"
 
 test-all: setup ## all tests
 	$(BIN)/pytest $(ARGS)
+
+faults: setup ## trainers, Redis and Kafka killed, frozen and cut off: FAULTS=1000 SEED=7 ARGS="--kafka embedded"
+	@PYTHONPATH=.:tests $(BIN)/python -m fault --faults $(FAULTS) --seed $(SEED) $(ARGS)
 
 coverage: setup ## the tests of `make test`, with the lines and branches they miss
 	$(BIN)/pytest -m 'not slow' --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -6,6 +6,7 @@ whatever the client had fetched before is dropped.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from threading import Event
@@ -101,6 +102,13 @@ class KafkaSource:
                     self._consumer.pause(_place(partition))
                 elif _place(partition) in paused and records <= _AHEAD_RECORDS / 2 and size <= _AHEAD_BYTES / 2:
                     self._consumer.resume(_place(partition))
+        self._bring_back_parked()
+
+    def _bring_back_parked(self) -> None:
+        """kafka-python 3.0 sets records of a paused partition aside until no batch is in line; an empty one counts."""
+        fetcher = self._consumer._fetcher  # noqa: SLF001 - there is no other way, and nothing happens if it has moved
+        if not getattr(fetcher, "_next_partition_records", True):
+            fetcher._next_partition_records = None  # noqa: SLF001
 
     def _fetch(self, timeout_s: float) -> dict[TopicPartition, list[Any]]:
         """One poll of the client.
@@ -168,8 +176,8 @@ class KafkaSource:
         if not self._next:
             return
         group: dict[str, float] = self._consumer.metrics().get("consumer-coordinator-metrics", {})
-        silent_s = group.get("last-heartbeat-seconds-ago", 0.0)
-        if silent_s > self._settings.session_timeout_s:
+        silent_s = group.get("last-heartbeat-seconds-ago", 0.0)  # infinite before the first
+        if self._settings.session_timeout_s < silent_s < math.inf:
             raise UnavailableError(f"Kafka has taken no heartbeat for {silent_s:.0f} s")
 
     # -- the group
