@@ -87,6 +87,7 @@ class DemoRun:
             bank=BANK,
             classes=self.scenario.dataset.classes,
             session_timeout_s=3.0,
+            static_member=False,
             commit_every=20,
             commit_interval_s=0.5,
         )
@@ -135,6 +136,7 @@ class DemoRun:
             f'bank = "{BANK}"',
             f"classes = {self.settings.classes}",
             f"session_timeout_s = {self.settings.session_timeout_s}",
+            "static_member = false",
             f"commit_every = {self.settings.commit_every}",
             f"commit_interval_s = {self.settings.commit_interval_s}",
             'log_format = "json"',

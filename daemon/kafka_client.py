@@ -9,6 +9,7 @@ import structlog
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import (
+    FencedInstanceIdError,
     InvalidSessionTimeoutError,
     InvalidTopicError,
     KafkaError,
@@ -16,7 +17,7 @@ from kafka.errors import (
     UnsupportedVersionError,
 )
 
-from daemon.errors import ConfigError, UnavailableError
+from daemon.errors import ConfigError, FencedError, UnavailableError
 from daemon.probe import first_contact
 from daemon.refusals import kafka_refusal
 
@@ -31,6 +32,9 @@ class KafkaSettings:
     """How to reach the broker and how to behave in the group; sizes in bytes, times in seconds.
 
     Attributes:
+        instance: the static member of the group that a consumer is; empty: none. A new trainer under the same name
+            takes the place of the one before at once, where another would have to wait for its session to run out.
+        merge_wait_s: see `merge.RecordMerge`.
         security: what every client takes beside the servers (`connections.kafka_client`); holds secrets.
     """
 
@@ -41,6 +45,7 @@ class KafkaSettings:
     session_timeout_s: float
     max_poll_interval_s: float
     connect_timeout_s: float
+    instance: str = ""
     merge_wait_s: float = 0.1
     security: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -89,11 +94,14 @@ def answering() -> Iterator[None]:
 
     Raises:
         DeniedError: the broker forbids it.
+        FencedError: another client is this static member of the group now.
         ConfigError: it refuses what the settings ask for.
         UnavailableError: anything else; it may pass.
     """
     try:
         yield
+    except FencedInstanceIdError as error:
+        raise FencedError("another trainer has taken this one's place in the consumer group") from error
     except _REFUSALS as error:
         raise ConfigError(f"Kafka refuses what these settings ask for: {error!r}") from error
     except KafkaError as error:

@@ -48,6 +48,7 @@ class KafkaSource:
                 **settings.client,
                 bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
                 group_id=settings.group,
+                group_instance_id=settings.instance or None,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",  # where a fetch before placing lands is dropped anyway
                 max_poll_records=_POLL_RECORDS,
@@ -219,6 +220,11 @@ class KafkaSource:
             self._elsewhere |= {Partition(topic, n) for n in numbers} - {_partition(place) for place in assigned}
         if self._elsewhere != before and self._elsewhere:
             log.warning("partitions.elsewhere", group=self._settings.group, partitions=self.elsewhere)
+
+    @property
+    def placed(self) -> bool:
+        """Whether there are partitions to read."""
+        return bool(self._next)
 
     @property
     def elsewhere(self) -> str:

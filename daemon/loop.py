@@ -159,6 +159,8 @@ class TrainerLoop:
         self.telemetry.lags(self.source.lags())
         if self.source.elsewhere:
             self.telemetry.hold("partitions", f"another member of the group has {self.source.elsewhere}")
+        elif not self.source.placed:
+            self.telemetry.hold("partitions", "the group has given this trainer no partition yet")
         else:
             self.telemetry.clear("partitions")
 

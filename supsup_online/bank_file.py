@@ -42,7 +42,7 @@ from supsup_online.errors import CodecError
 MAX_ENTRIES: Final = 300_000  # 100,000 masks, every one of them hot
 MAX_ENTRY_BYTES: Final = 2**29  # the longest string that Redis takes
 MAX_FIELDS: Final = 1_000_000
-MAX_NUMBER: Final = 2**53 - 2  # versions and epochs: Redis' scores and Lua's numbers are doubles
+MAX_NUMBER: Final = 10**12  # versions and epochs: Lua spells larger numbers with an exponent
 
 _HEADER: Final = struct.Struct("<4sB3sQII")
 _ENTRY: Final = struct.Struct("<HQ")

@@ -9,6 +9,7 @@ from redis import Redis
 from servers import create_topic, delete_topics
 
 # Joining a group takes the embedded broker two thirds of the session timeout; Apache Kafka takes none under 6 s.
+MEMBER = [] if os.environ.get("SUPSUP_TEST_KAFKA") else ["--no-static-member"]  # which takes the embedded one 6 s
 SESSION_S = 10.0 if os.environ.get("SUPSUP_TEST_KAFKA") else 1.0
 
 
@@ -44,7 +45,7 @@ class Stage:
         """Flags of a trainer of this bank; every bank has a consumer group of its own."""
         chosen = [f"--topic={topic}" for topic in topics]
         servers = [f"--kafka={self.kafka}", f"--redis={self.redis_url}", f"--session-timeout-s={SESSION_S:g}"]
-        return [*servers, f"--bank={bank}", f"--group={bank}", *chosen]
+        return [*servers, *MEMBER, f"--bank={bank}", f"--group={bank}", *chosen]
 
     def key(self, bank: str, rest: str) -> str:
         """A key of a bank, spelt out here on purpose: what is stored is a promise to other programs."""

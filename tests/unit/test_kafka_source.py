@@ -31,6 +31,7 @@ class FakeConsumer:
         self.polls_that_fail: list[KafkaError] = []
         self.starts_that_fail: list[KafkaError] = []
         self.size = 1
+        self._fetcher = SimpleNamespace(_next_partition_records=None)
 
     def subscribe(self, *, listener: Any, **_: object) -> None:
         """Remember whom to tell."""

@@ -28,7 +28,7 @@ class Script:
     stop: StopRequest
     ends: bool = True
     idle: Callable[[], bool] = lambda: True
-    placed: list[Mapping[Partition, int]] = field(default_factory=list)
+    placements: list[Mapping[Partition, int]] = field(default_factory=list)
     _ready: deque[Record] = field(default_factory=deque)
     _group: dict[Partition, Log] | None = None
 
@@ -79,10 +79,11 @@ class Script:
 
     def place(self, positions: Mapping[Partition, int]) -> None:
         """Settled."""
-        self.placed.append(dict(positions))
+        self.placements.append(dict(positions))
         self._group = None
 
     elsewhere = ""
+    placed = True
 
     def lags(self) -> dict[Partition, int | None]:
         """What is ready."""
@@ -287,7 +288,7 @@ def test_partitions_go_on_where_the_store_says() -> None:
     there = Partition("digits", 1)
     found = play([{HERE: Log("log", 0), there: Log("log", 7)}, [record(0)]])
     found.loop.run()
-    assert found.source.placed == [{HERE: 0, there: 7}]
+    assert found.source.placements == [{HERE: 0, there: 7}]
     assert found.records == 1
 
 
@@ -298,7 +299,9 @@ def test_what_was_applied_is_committed_before_a_position_is_believed() -> None:
     found.loop.run()
     first = next(entry for entry in found.source.diary if entry[0] == "commit")
     assert found.source.diary.index("hold") < found.source.diary.index(first)
-    assert found.source.placed == [{HERE: int(first[1].rpartition(":")[2])}], "no record is applied twice or left out"
+    assert found.source.placements == [{HERE: int(first[1].rpartition(":")[2])}], (
+        "no record is applied twice or left out"
+    )
 
 
 def test_a_change_of_the_group_waits_for_the_step_in_hand_while_the_loop_polls_on(

@@ -129,6 +129,14 @@ def test_another_member_of_the_group_with_our_partitions_is_a_reason() -> None:
     assert found.loop.telemetry.health.reasons["partitions"] == "another member of the group has digits:1"
 
 
+def test_a_group_that_gives_no_partition_is_a_reason() -> None:
+    found = play([[]])
+    found.source.placed = False
+    found.loop.telemetry.started("leader")
+    found.loop.run()
+    assert "given this trainer no partition" in found.loop.telemetry.health.reasons["partitions"]
+
+
 def test_a_step_that_hangs_is_seen_by_others_and_nobody_pats_the_watchdog() -> None:
     found = play([[record(0)]])
     loop, learner, telemetry = found.loop, found.applier.learner, found.loop.telemetry
