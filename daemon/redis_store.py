@@ -12,8 +12,9 @@ from importlib import resources
 from typing import Any, Final
 
 import redis
-from redis.exceptions import ReadOnlyError
+from redis.exceptions import ReadOnlyError, RedisError
 
+from daemon import redis_restart
 from daemon.errors import BankMismatchError, DeniedError, LostGroundError
 from daemon.lease import Term
 from daemon.redis_keys import BankKeys
@@ -226,6 +227,8 @@ class RedisStore(BankReader):
         super().__init__(client, bank)
         self.term = Term(0, "")
         self._newest = ""
+        self._server = ""
+        self._troubled = False
         self._script = client.register_script(_lua("commit"))
         self._rights = client.register_script(_lua("rights"))
 
@@ -262,6 +265,8 @@ class RedisStore(BankReader):
             self._check_spec(network)  # another one may have been imported meanwhile
             self.check_fingerprint(network)
             self.client.hset(self.keys.spec, "budget", network.spec.budget)
+            self._server = redis_restart.settle(self.client, self.lease().get("server", ""))
+            self.client.hset(self.keys.lease, "server", self._server)
 
     def _require_rights(self) -> None:
         """A right that is missing is found out now: Redis takes back nothing of a script that it stops halfway."""
@@ -351,12 +356,22 @@ class RedisStore(BankReader):
             }
         )
         with answering():
-            try:
-                version = int(self._script(keys=keys, args=arguments))
-            except ReadOnlyError:
-                self.client.connection_pool.disconnect()  # a name may lead to another server by now
-                raise
+            version = self._run(keys, arguments)
         self._newest = commit_id
+        return version
+
+    def _run(self, keys: list[str], arguments: list[Value]) -> int:
+        """The commit script; after trouble, Redis may be another process than before, or another server."""
+        try:
+            if self._troubled:
+                self._server = redis_restart.settle(self.client, self._server)
+            version = int(self._script(keys=keys, args=arguments))
+        except RedisError as error:
+            self._troubled = True
+            if isinstance(error, ReadOnlyError):
+                self.client.connection_pool.disconnect()  # a name may lead to another server by now
+            raise
+        self._troubled = False
         return version
 
 
