@@ -18,6 +18,9 @@ STARTED_AGAIN: Final = (ExitCode.LOST_GROUND, ExitCode.UNAVAILABLE, ExitCode.FEN
 RECOVERY_S: Final = 90.0
 
 _POLL_S: Final = 0.01
+_TELLING: Final = {"standby.waiting", "lease.acquired", "trainer.ready", "partition.assigned", "redis.lost_commits"}
+_LEADING: Final = {"trainer.ready", "partition.assigned"}
+_LEFT_OUT_S: Final = 8.0
 
 
 class FaultError(AssertionError):
@@ -33,6 +36,8 @@ class Life:
         log: its standard error.
         fatal: the point at which it kills itself.
         doomed: whether it was killed, so that its end needs no explanation.
+        events: event -> how often it was logged.
+        newest: the newest event that tells what it is doing, see `_TELLING`, and when that was.
     """
 
     nursery: Nursery
@@ -40,8 +45,8 @@ class Life:
     log: Path
     fatal: Death | None = None
     doomed: bool = False
-    batches: int = 0
     events: dict[str, int] = field(default_factory=dict)
+    newest: tuple[str, str] = ("", "")
     _read: int = 0
     _half: bytes = b""
 
@@ -77,15 +82,17 @@ class Life:
         *lines, self._half = (self._half + data).split(b"\n")
         for line in lines:
             if line.startswith(b"{"):
-                event = _event(line)
+                told = json.loads(line)
+                event = told["event"]
                 self.events[event] = self.events.get(event, 0) + 1
+                if event in _TELLING:
+                    self.newest = told["timestamp"], event
 
-
-def _event(line: bytes) -> str:
-    try:
-        return str(json.loads(line).get("event", ""))
-    except ValueError:
-        return ""
+    @property
+    def doing(self) -> tuple[str, str]:
+        """The newest of the telling events: when, and which."""
+        self._look()
+        return self.newest
 
 
 class Trainers:
@@ -97,6 +104,7 @@ class Trainers:
         directory: for logs.
         brake: holds their steps.
         pair: whether there is always a standby.
+        groups_break: whether the broker may leave a member out for ever; see `_regroup`.
 
     Attributes:
         restarts: exit code -> how often one was started again because of it.
@@ -104,10 +112,14 @@ class Trainers:
         deadly: where those that are started next kill themselves.
     """
 
-    def __init__(self, nursery: Nursery, arguments: list[str], directory: Path, brake: Brake, *, pair: bool) -> None:
+    def __init__(
+        self, nursery: Nursery, arguments: list[str], directory: Path, brake: Brake, *, pair: bool, groups_break: bool
+    ) -> None:
         self._nursery = nursery
         self._arguments = arguments
         self._directory = directory
+        self._groups_break = groups_break
+        self._groups = 1
         self.brake = brake
         self.wanted = 2 if pair else 1
         self.lives: list[Life] = []
@@ -157,25 +169,57 @@ class Trainers:
         Raises:
             FaultError: it did not in time.
         """
-        deadline = time.monotonic() + timeout_s
+        begun = time.monotonic()
+        look_at_group = begun + _LEFT_OUT_S
         while not condition():
             self.tend()
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if self._groups_break and now > look_at_group:
+                self._regroup()
+                look_at_group = now + _LEFT_OUT_S
+            if now - begun > timeout_s:
                 tails = "\n\n".join(f"{life.log.name} (pid {life.pid}):\n{life.tail()}" for life in self.lives)
                 raise FaultError(f"not within {timeout_s:g} s: {what}\n{tails}")
             time.sleep(_POLL_S)
 
+    def _regroup(self) -> None:
+        """Start all trainers again in a group of another name, if the leader has been left out of this one.
+
+        The embedded broker never finishes a join during which another member leaves, and never another join of that
+        group either. Positions are not the group's, so a new name changes nothing but that.
+        """
+        leader = self.leader
+        if leader is None or leader.doing[1] != "trainer.ready":
+            return
+        self.restarts["broken_group"] = self.restarts.get("broken_group", 0) + 1
+        self._groups += 1
+        group = next(part for part in self._arguments if part.startswith("--group="))
+        self._arguments = [
+            *(part for part in self._arguments if part != group),
+            f"{group.split('.')[0]}.{self._groups}",
+        ]
+        for life in self.lives:
+            life.doomed = True
+            life.send(signal.SIGKILL)
+        while any(life.code is None for life in self.lives):
+            time.sleep(_POLL_S)
+
+    @property
+    def group(self) -> str:
+        """The consumer group they are in."""
+        return next(part for part in self._arguments if part.startswith("--group=")).removeprefix("--group=")
+
     @property
     def leader(self) -> Life | None:
-        """Who took the lease last, of those that run."""
-        leaders = [life for life in self.lives if life.code is None and life.said("trainer.ready")]
-        return leaders[-1] if leaders else None
+        """Who became the bank's writer last, of those that run."""
+        leaders = [life for life in self.lives if life.code is None and life.doing[1] in _LEADING]
+        return max(leaders, key=lambda life: life.doing, default=None)
 
     @property
     def standby(self) -> Life | None:
         """Who waits for the lease."""
         for life in self.lives:
-            if life.code is None and life.said("standby.waiting") and not life.said("lease.acquired"):
+            if life.code is None and life.doing[1] == "standby.waiting":
                 return life
         return None
 
