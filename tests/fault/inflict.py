@@ -203,7 +203,7 @@ def _stranger(bench: Bench, seconds: float, after_s: float) -> None:
         consumer = KafkaConsumer(
             bench.published.topic,
             bootstrap_servers=bench.servers.kafka,
-            group_id=bench.trainers.group,
+            group_id=bench.bank,
             enable_auto_commit=False,
             session_timeout_ms=1000,
             heartbeat_interval_ms=300,

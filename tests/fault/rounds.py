@@ -142,14 +142,7 @@ class Lane:
         names = [*member, f"--bank={bank}", f"--group={bank}", f"--topic={self._published[stream].topic}"]
         brake = Brake(directory / "brake")
         stack.callback(brake.close)
-        trainers = Trainers(
-            self._nursery,
-            ["start", *servers, *names, *OPTIONS],
-            directory,
-            brake,
-            pair=pair,
-            groups_break=self.kind == "embedded",
-        )
+        trainers = Trainers(self._nursery, ["start", *servers, *names, *OPTIONS], directory, brake, pair=pair)
         stack.callback(trainers.kill_all)
         return Bench(self.servers, self._published[stream], bank, trainers)
 

@@ -20,7 +20,6 @@ RECOVERY_S: Final = 90.0
 _POLL_S: Final = 0.01
 _TELLING: Final = {"standby.waiting", "lease.acquired", "trainer.ready", "partition.assigned", "redis.lost_commits"}
 _LEADING: Final = {"trainer.ready", "partition.assigned"}
-_LEFT_OUT_S: Final = 8.0
 
 
 class FaultError(AssertionError):
@@ -104,7 +103,6 @@ class Trainers:
         directory: for logs.
         brake: holds their steps.
         pair: whether there is always a standby.
-        groups_break: whether the broker may leave a member out for ever; see `_regroup`.
 
     Attributes:
         restarts: exit code -> how often one was started again because of it.
@@ -112,14 +110,10 @@ class Trainers:
         deadly: where those that are started next kill themselves.
     """
 
-    def __init__(
-        self, nursery: Nursery, arguments: list[str], directory: Path, brake: Brake, *, pair: bool, groups_break: bool
-    ) -> None:
+    def __init__(self, nursery: Nursery, arguments: list[str], directory: Path, brake: Brake, *, pair: bool) -> None:
         self._nursery = nursery
         self._arguments = arguments
         self._directory = directory
-        self._groups_break = groups_break
-        self._groups = 1
         self.brake = brake
         self.wanted = 2 if pair else 1
         self.lives: list[Life] = []
@@ -170,44 +164,12 @@ class Trainers:
             FaultError: it did not in time.
         """
         begun = time.monotonic()
-        look_at_group = begun + _LEFT_OUT_S
         while not condition():
             self.tend()
-            now = time.monotonic()
-            if self._groups_break and now > look_at_group:
-                self._regroup()
-                look_at_group = now + _LEFT_OUT_S
-            if now - begun > timeout_s:
+            if time.monotonic() - begun > timeout_s:
                 tails = "\n\n".join(f"{life.log.name} (pid {life.pid}):\n{life.tail()}" for life in self.lives)
                 raise FaultError(f"not within {timeout_s:g} s: {what}\n{tails}")
             time.sleep(_POLL_S)
-
-    def _regroup(self) -> None:
-        """Start all trainers again in a group of another name, if the leader has been left out of this one.
-
-        The embedded broker never finishes a join during which another member leaves, and never another join of that
-        group either. Positions are not the group's, so a new name changes nothing but that.
-        """
-        leader = self.leader
-        if leader is None or leader.doing[1] != "trainer.ready":
-            return
-        self.restarts["broken_group"] = self.restarts.get("broken_group", 0) + 1
-        self._groups += 1
-        group = next(part for part in self._arguments if part.startswith("--group="))
-        self._arguments = [
-            *(part for part in self._arguments if part != group),
-            f"{group.split('.')[0]}.{self._groups}",
-        ]
-        for life in self.lives:
-            life.doomed = True
-            life.send(signal.SIGKILL)
-        while any(life.code is None for life in self.lives):
-            time.sleep(_POLL_S)
-
-    @property
-    def group(self) -> str:
-        """The consumer group they are in."""
-        return next(part for part in self._arguments if part.startswith("--group=")).removeprefix("--group=")
 
     @property
     def leader(self) -> Life | None:
