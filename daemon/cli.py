@@ -29,6 +29,8 @@ Examples:
 """
 
 
+_UNFOLDED: Final = 240  # columns, where nobody but a program reads the lines
+
 # Commands by the module that holds them, which is imported when the command is used: torch and river take seconds.
 _ELSEWHERE: Final = {
     "bank": "daemon.cli_bank_file",
@@ -123,7 +125,7 @@ def config_show(context: click.Context, /, *, as_json: bool, **_: Any) -> None:
     for name, value in values.items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         shown.add_row(name, text, origins[name], style=None if origins[name] == "default" else "bold")
-    Console().print(shown)
+    Console(width=None if sys.stdout.isatty() else _UNFOLDED).print(shown)
 
 
 def main() -> None:

@@ -27,6 +27,9 @@ log = structlog.get_logger()
 POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-python has no wakeup()
 _POLL_RECORDS: Final = 64
 _AHEAD_RECORDS: Final = 2 * _POLL_RECORDS  # a partition with as many records waiting, or as many bytes, is paused
+_JOIN_S: Final = 10.0  # how long joining may take before it is tried anew, and the same in sessions
+_JOIN_SESSIONS: Final = 5
+_LEAVE_MS: Final = 2000
 _AHEAD_BYTES: Final = 8 * 2**20
 
 
@@ -43,8 +46,14 @@ class KafkaSource:
         self._next: dict[Partition, int] = {}  # offset of the next record to be fetched, by partition placed
         self._merge = RecordMerge(settings.merge_wait_s)
         self._elsewhere: set[Partition] = set()
+        self._consumer = self._join()
+
+    def _join(self) -> Any:
+        """A client that is about to be a member of the group."""
+        settings = self._settings
+        self._waits_since = time.monotonic()
         with reachable(settings):
-            self._consumer = KafkaConsumer(
+            consumer = KafkaConsumer(
                 **settings.client,
                 bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
                 group_id=settings.group,
@@ -58,7 +67,8 @@ class KafkaSource:
                 heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 3),
                 max_poll_interval_ms=int(settings.max_poll_interval_s * 1000),
             )
-            self._consumer.subscribe(topics=list(settings.topics), listener=self._note)
+            consumer.subscribe(topics=list(settings.topics), listener=self._note)
+        return consumer
 
     # -- records
 
@@ -71,6 +81,7 @@ class KafkaSource:
             UnavailableError: the broker is away (poll again: the client reconnects).
         """
         with answering():
+            self._join_anew_if_forgotten()
             self._pause_and_resume()
             fetched = self._fetch(timeout_s)
             try:
@@ -182,6 +193,20 @@ class KafkaSource:
             raise UnavailableError(f"Kafka has taken no heartbeat for {silent_s:.0f} s")
 
     # -- the group
+
+    def _join_anew_if_forgotten(self) -> None:
+        """A coordinator may lose track of a member whose connection was cut in the middle of joining. Ask it again.
+
+        Raises:
+            UnavailableError: the broker is away.
+        """
+        now = time.monotonic()
+        if self._consumer.assignment():
+            self._waits_since = now
+        elif now - self._waits_since > max(_JOIN_S, _JOIN_SESSIONS * self._settings.session_timeout_s):
+            log.warning("group.join_anew", group=self._settings.group, seconds=round(now - self._waits_since, 1))
+            self.close()
+            self._consumer = self._join()
 
     @property
     def unsettled(self) -> bool:
@@ -296,9 +321,9 @@ class KafkaSource:
             self._consumer.commit_async(offsets)
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, unless the broker does not answer soon."""
         with contextlib.suppress(KafkaError):
-            self._consumer.close(autocommit=False)
+            self._consumer.close(autocommit=False, timeout_ms=_LEAVE_MS)
 
 
 @contextlib.contextmanager

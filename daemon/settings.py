@@ -167,7 +167,7 @@ class Settings(BaseModel):
     static_member: bool = Field(
         default=True, description="One place in the consumer group for the bank's trainer, whichever that is."
     )
-    max_poll_interval_s: float = Field(300.0, ge=1, description="Longest time between two polls, seconds.")
+    max_poll_interval_s: float = Field(30.0, ge=1, description="Longest time between two polls, seconds.")
     connect_timeout_s: float = Field(10.0, gt=0, description="How long a server may take to answer at start, seconds.")
     patience_s: float = Field(60.0, ge=0, description="How long a server may be away while running, seconds.")
     rebalance_budget_s: float = Field(

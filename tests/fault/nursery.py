@@ -115,7 +115,13 @@ class Nursery:
         self._reader = Thread(target=self._read, name="nursery", daemon=True)
         self._reader.start()
         with self._news:
-            assert self._news.wait_for(lambda: self._ready, _START_S), f"no nursery; see {self._log}"
+            self._news.wait_for(
+                lambda: self._ready or not self._reader.is_alive() or self._process.poll() is not None, _START_S
+            )
+        if not self._ready:
+            self._process.kill()
+            self.__exit__()
+            raise AssertionError(f"no nursery; see {self._log}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,6 +143,8 @@ class Nursery:
                 elif "ended" in told:
                     self._codes[told["ended"]] = told["code"]
                 self._news.notify_all()
+        with self._news:
+            self._news.notify_all()  # it has ended
 
 
 # -- in the process of the nursery

@@ -1,5 +1,6 @@
 """Rounds: a fresh bank on a stream that lies ready, one fault after the other, and not one byte that differs."""
 
+import os
 import shutil
 import signal
 import time
@@ -50,7 +51,9 @@ class Outcome:
 
 def nursery(directory: Path) -> Nursery:
     """Where all trainers come from."""
-    return Nursery(directory, clean_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"))
+    tests = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(tests.parent), str(tests)])
+    return Nursery(directory, clean_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", PYTHONPATH=path))
 
 
 class Lane:

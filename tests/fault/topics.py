@@ -19,6 +19,7 @@ OPTIONS: Final = (
     "--commit-interval-s=0.3",
     "--lease-ttl-s=0.6",
     "--session-timeout-s=1",
+    "--max-poll-interval-s=10",
     "--connect-timeout-s=10",
     "--patience-s=60",
     "--merge-wait-s=1",

@@ -256,7 +256,7 @@ def test_a_user_who_may_not_run_scripts_cannot_commit(stage: Stage, own_redis: R
 
 def test_wrong_credentials_are_called_so(stage: Stage, own_redis: Redis) -> None:
     ended = examined(stage, own_redis, user="nobody:wrong@")
-    assert "refused the credentials" in told(ended, "redis.reach", "problem")
+    assert "refuses the login of user 'nobody'" in told(ended, "redis.reach", "problem")
     assert "wrong" not in ended.stdout.replace("WRONGPASS", "")
 
 

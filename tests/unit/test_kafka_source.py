@@ -31,7 +31,12 @@ class FakeConsumer:
         self.polls_that_fail: list[KafkaError] = []
         self.starts_that_fail: list[KafkaError] = []
         self.size = 1
+        self.closed = False
         self._fetcher = SimpleNamespace(_next_partition_records=None)
+
+    def close(self, **_: object) -> None:
+        """Leave."""
+        self.closed = True
 
     def subscribe(self, *, listener: Any, **_: object) -> None:
         """Remember whom to tell."""
@@ -284,6 +289,24 @@ def test_a_broker_that_takes_no_heartbeat_is_away(source: KafkaSource) -> None:
         source.poll()
     source._consumer.silent_s = 9.0
     source.poll()
+
+
+def test_a_trainer_that_the_group_has_forgotten_joins_it_anew(
+    source: KafkaSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = source._consumer
+    source.poll()
+    assert source._consumer is first
+    monkeypatch.setattr(kafka_source, "_JOIN_S", 0.0)
+    monkeypatch.setattr(kafka_source, "_JOIN_SESSIONS", 0)
+    source.poll()
+    second = source._consumer
+    assert second is not first
+    assert first.closed
+    second.assign(P0)
+    settle(source)
+    assert polled(source) == [(0, 0), (0, 1)]
+    assert source._consumer is second, "it has partitions"
 
 
 def test_an_unreadable_record_far_before_the_position_is_no_matter(source: KafkaSource) -> None:

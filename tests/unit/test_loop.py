@@ -192,7 +192,7 @@ def test_an_end_that_takes_too_long_is_an_error_and_commits_nothing() -> None:
 
 
 def test_a_burst_ends_when_everything_is_read_and_applied() -> None:
-    found = play([[record(0)], [], [record(1)], []], burst=True)
+    found = play([[record(0)], [], [record(1)], []], burst=True, ends=False)
     found.loop.run()
     assert found.records == 2
     assert not found.loop.stop.requested()
