@@ -281,7 +281,7 @@ def put(
         _queue(pipe, keys, entries, version)
         # Without an expiry in the future the lease is free, and no commit of an older epoch is taken.
         held = {"epoch": term.epoch, "owner": term.owner, "since": since, "expires_ms": 0, "commit": term.commit_id()}
-        pipe.hset(keys.lease, mapping=held)
+        pipe.hset(keys.lease, mapping=held | {"version": version})
         event = {"version": version, "type": "import", "bank": summary.bank, "from": summary.version}
         pipe.xadd(keys.events, {**event, "masks": summary.masks}, maxlen=EVENTS_KEPT, approximate=True)
         _execute(client, pipe, keys, term)

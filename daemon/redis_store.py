@@ -303,6 +303,7 @@ class RedisStore(BankReader):
             BankMismatchError: something is missing, damaged or of another architecture.
         """
         with answering():
+            self._require_whole_commit()
             warm = warm or WarmMasks()
             warm.refresh(self, network)
             masks, ids = warm.words, list(warm.words)
@@ -312,6 +313,19 @@ class RedisStore(BankReader):
                 with reading(self.keys.stats(mask_id)):
                     stats[mask_id] = MaskStats.from_text(texts.get(mask_id, {}))
             return StoredBank(masks, stats, self._hot_states(network, optimiser, ids), self.totals(), self.version())
+
+    def _require_whole_commit(self) -> None:
+        """A commit ends with its version in the lease; see `redis_restart` for how one could come back in part.
+
+        Raises:
+            BankMismatchError: the newest commit is not whole.
+        """
+        whole, found = self.lease().get("version"), self.version()
+        if whole is not None and whole != str(found):
+            raise BankMismatchError(
+                f"bank {self.keys.bank!r} is at version {found}, but its newest whole commit is {whole}: a restart has "
+                "brought back part of a commit. Bring the bank back from a file (supsup-daemon bank import --replace)."
+            )
 
     def _hot_states(self, network: Network, optimiser: Optimiser, ids: Sequence[int]) -> dict[int, HotMask]:
         hot: dict[int, HotMask] = {}

@@ -40,5 +40,6 @@ end
 for _, event in ipairs(plan.events) do
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', plan.events_kept, '*', 'version', version, unpack(event))
 end
-redis.call('HSET', KEYS[1], 'commit', ARGV[2])
+-- Last of all: where this version is missing, a restart of Redis has torn the commit (redis_restart.py).
+redis.call('HSET', KEYS[1], 'commit', ARGV[2], 'version', version)
 return version

@@ -265,7 +265,7 @@ def test_a_bank_put_under_another_name_holds_the_same(
     assert event.pop("id")
     assert event == {"version": "4", "type": "import", "bank": store.keys.bank, "from": "3", "masks": "3"}
     assert describe(event) == f"imported 3 masks of bank {store.keys.bank} at version 3"
-    assert reader.lease().keys() == {"epoch", "owner", "since", "expires_ms", "commit"}
+    assert reader.lease().keys() == {"epoch", "owner", "since", "expires_ms", "commit", "version"}
 
 
 def test_a_trainer_takes_over_an_imported_bank_at_once(

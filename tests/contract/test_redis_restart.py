@@ -9,10 +9,12 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 from structlog.testing import capture_logs
 
-from contract.test_redis_store import plan_of, writer
+from contract.test_redis_store import NETWORK, plan_of, writer
 from daemon import redis_restart
 from daemon.embedded import EmbeddedRedis
+from daemon.errors import BankMismatchError
 from daemon.redis_store import CommitPlan
+from supsup_online.optimisers import OptimiserChoice
 
 pytestmark = pytest.mark.integration
 
@@ -86,6 +88,16 @@ def test_it_would_if_the_file_were_not_written_anew(tmp_path: Path, monkeypatch:
     if after == before:
         pytest.skip("this Redis does not tear transactions")
     assert after.keys() > before.keys() or any(after[key] != before[key] for key in before)
+
+
+def test_a_bank_with_a_part_of_a_commit_is_refused(redis_client: Redis, bank_name: str) -> None:
+    store = writer(redis_client, bank_name, "first")
+    store.commit(CommitPlan(), store.term.commit_id(1))
+    optimiser = OptimiserChoice().build()
+    store.load(NETWORK, optimiser)
+    redis_client.incr(store.keys.version)  # the first write of the next commit, and no more of it
+    with pytest.raises(BankMismatchError, match="at version 2, but its newest whole commit is 1"):
+        store.load(NETWORK, optimiser)
 
 
 def test_a_redis_that_was_not_restarted_is_left_alone(redis_client: Redis, bank_name: str) -> None:

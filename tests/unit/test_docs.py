@@ -227,7 +227,7 @@ def test_the_schema_has_every_key_and_no_other():
         ("### `spec`", [*BankSpec().to_text(), "fingerprint"]),
         ("### `stats:<id>`", [*MaskStats().to_text(), "density"]),
         ("### `totals`", [*COUNTERS, "steps", "next_id"]),
-        ("### `lease`", ["epoch", "owner", "since", "expires_ms", "server", "commit"]),
+        ("### `lease`", ["epoch", "owner", "since", "expires_ms", "version", "server", "commit"]),
         ("### `progress:<topic>:<partition>`", ["offset", "log", f"{checkpoint.STREAM_FIELD}<name>"]),
     ],
 )
@@ -246,7 +246,10 @@ def test_the_schema_tells_what_the_state_of_a_stream_holds():
 def test_the_lease_fields_are_those_of_the_code():
     source = (ROOT / "daemon" / "lua" / "lease.lua").read_text()
     written = set(re.findall(r"'(\w+)', (?:epoch|ARGV|clock|now)", source))
-    assert set(named(section(REFERENCE / "redis.md", "### `lease`").partition("\n## ")[0])) == written | {"server"}
+    assert set(named(section(REFERENCE / "redis.md", "### `lease`").partition("\n## ")[0])) == written | {
+        "server",
+        "version",
+    }
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
