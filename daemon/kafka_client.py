@@ -75,7 +75,8 @@ def create_topics(settings: KafkaSettings, topics: Iterable[str], partitions: in
 
 def log_id(settings: KafkaSettings, topic: str) -> str:
     """The id Kafka gave this topic when it was created: another id means another log. Empty where brokers have none."""
-    admin = KafkaAdminClient(**settings.client)
+    timeout_ms = int(settings.connect_timeout_s * 1000)  # the poll loop waits for this
+    admin = KafkaAdminClient(**settings.client, bootstrap_timeout_ms=timeout_ms, request_timeout_ms=timeout_ms)
     try:
         (description,) = admin.describe_topics([topic])
         return str(description.get("topic_id") or "")

@@ -165,7 +165,7 @@ class KafkaSource:
                 f"{partition} was read up to offset {position}, but its log ends before: the broker has lost records, "
                 "or the topic was deleted and made anew. Started again, it says what can be done."
             )
-        start = self._consumer.beginning_offsets([place])[place]
+        start = self._starts([place])[place]
         if start > position:
             raise LostGroundError(
                 f"{partition} was read up to offset {position}, but its log now starts at {start}: retention has "
@@ -232,9 +232,16 @@ class KafkaSource:
             self._note_elsewhere(assigned)
             if self._elsewhere or not assigned:
                 return {}
-            starts = self._consumer.beginning_offsets(sorted(assigned))
+            starts = self._starts(sorted(assigned))
         ids = {topic: log_id(self._settings, topic) for topic in sorted({place.topic for place in assigned})}
         return {_partition(place): Log(ids[place.topic], starts[place]) for place in sorted(assigned)}
+
+    def _starts(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """First offsets that the logs still hold."""
+        found: dict[TopicPartition, int] = self._consumer.beginning_offsets(
+            places, timeout_ms=int(self._settings.connect_timeout_s * 1000)
+        )
+        return found
 
     def _note_elsewhere(self, assigned: set[TopicPartition]) -> None:
         before, self._elsewhere = self._elsewhere, set()

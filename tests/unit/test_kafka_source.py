@@ -92,7 +92,7 @@ class FakeConsumer:
         """When the group was heard of last."""
         return {"consumer-coordinator-metrics": {"last-heartbeat-seconds-ago": self.silent_s}}
 
-    def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+    def beginning_offsets(self, partitions: list[TopicPartition], **_: object) -> dict[TopicPartition, int]:
         """Where the logs start."""
         if self.starts_that_fail:
             raise self.starts_that_fail.pop(0)
