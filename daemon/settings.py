@@ -256,7 +256,7 @@ def flag(name: str) -> str:
 
 def is_secret(name: str) -> bool:
     """Whether a setting holds a secret: it is shown nowhere."""
-    return Settings.model_fields[name].annotation == SecretStr | None
+    return name in Settings.model_fields and Settings.model_fields[name].annotation == SecretStr | None
 
 
 def parse(values: Mapping[str, Any], origins: Mapping[str, str], problems: Iterable[str] = ()) -> Settings:
