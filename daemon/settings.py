@@ -74,6 +74,8 @@ def _servers(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
+_TEXTS: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
+_MOST_DOTS: Final = 32
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,230}")  # Kafka takes 249; the side topics add up to 13
 _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(?P<port>[0-9]{1,5})")
 
@@ -295,7 +297,7 @@ def read_file(path: Path) -> dict[str, Any]:
         ConfigError: unreadable, no TOML, or holds what no setting is: tables, numbers of more than 64 bits.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(_without_depth(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, 4300 digits
         raise ConfigError(f"cannot read the settings file {path}: {error}") from error
     if strange := [name for name, value in table.items() if not _is_plain(value)]:
@@ -305,6 +307,19 @@ def read_file(path: Path) -> dict[str, Any]:
             )
         )
     return {name.replace("-", "_"): value for name, value in table.items()}
+
+
+def _without_depth(text: str) -> str:
+    """The text, if it is not deep: a dotted name takes the parser memory by the square of its dots.
+
+    Raises:
+        ValueError: a line with more dots outside of texts and comments than any setting has.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        bare = _TEXTS.sub("", line).partition("#")[0]
+        if bare.count(".") > _MOST_DOTS:
+            raise ValueError(f"line {number} has more than {_MOST_DOTS} dots outside of texts")
+    return text
 
 
 def _is_plain(value: object) -> bool:

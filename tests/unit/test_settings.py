@@ -229,3 +229,12 @@ def test_unknown_variables_come_with_the_nearest_name() -> None:
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert table.without_password(url) == shown
+
+
+def test_a_name_of_endless_dots_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    file = tmp_path / "supsup.toml"
+    file.write_text('bank = "a.b" # ' + "." * 99 + '\nredis = "redis://' + "a." * 40 + 'b:1/0"\n')
+    assert table.read_file(file)["bank"] == "a.b"
+    file.write_text("a" + ".a" * 2400 + "=1")
+    with pytest.raises(ConfigError, match="line 1 has more than 32 dots outside of texts"):
+        table.read_file(file)
