@@ -125,7 +125,7 @@ def _partitions(topic: TopicFacts) -> Iterator[Finding]:
     else:
         yield note(
             "topic.partitions",
-            f"{topic.name}: {count} partitions; each is in order, records of different ones are not",
+            f"{topic.name}: {count} partitions; each is in order, records of different ones by their timestamps",
             "give each stream a key, or use one partition",
         )
 
