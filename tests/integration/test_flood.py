@@ -13,7 +13,7 @@ from poison import KINDS, MAX_BYTES, MAX_ROWS, drawn
 from stage import Stage
 from streams import Outgoing, labelled, publish, read
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 RECORDS, SEED = 3000, 20
 PARTITIONS = 2
