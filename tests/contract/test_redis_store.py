@@ -4,10 +4,12 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from redis import Redis
 
+from daemon.embedded import EmbeddedRedis
 from daemon.errors import BankMismatchError, FencedError, LostGroundError, UnavailableError
 from daemon.lease import Lease, Term
 from daemon.redis_keys import BankKeys
@@ -244,6 +246,19 @@ def test_a_full_redis_refuses_the_whole_commit(opened: RedisStore, redis_client:
         redis_client.config_set("maxmemory", before_limit)
     assert everything(redis_client, opened.keys.bank) == before
     assert opened.commit(plan_of(opened.keys, 1), "1:1") == 1
+
+
+def test_a_redis_that_became_a_replica_refuses_a_commit_until_it_no_longer_is_one(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
+        store = writer(client, "moved", "first")
+        before = everything(client, "moved")
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(UnavailableError, match="read only replica") as caught:
+            store.commit(plan_of(store.keys, 1), "1:1")
+        assert caught.value.server == "redis"
+        client.execute_command("REPLICAOF", "NO", "ONE")
+        assert everything(client, "moved") == before
+        assert store.commit(plan_of(store.keys, 1), "1:1") == 1
 
 
 @pytest.mark.parametrize(
