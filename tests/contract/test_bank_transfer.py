@@ -138,7 +138,7 @@ def test_a_snapshot_is_of_one_moment_although_a_trainer_commits_meanwhile(redis_
 
     def train() -> None:
         number = 200
-        while not stop.is_set():
+        while not stop.wait(0.002):  # a trainer also trains
             removed = (number // 3 - 66,) if number % 3 == 0 and number < 490 else ()
             commit(store, number, [numbers.randrange(100, 200), 180 + number // 10], removed)
             number += 1
