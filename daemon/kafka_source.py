@@ -27,7 +27,7 @@ log = structlog.get_logger()
 POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-python has no wakeup()
 _POLL_RECORDS: Final = 64
 _AHEAD_RECORDS: Final = 2 * _POLL_RECORDS  # a partition with as many records waiting, or as many bytes, is paused
-_JOIN_S: Final = 10.0  # how long joining may take before it is tried anew, and the same in sessions
+_JOIN_S: Final = 10.0  # how long the group may give no partition before it is done without, and the same in sessions
 _JOIN_SESSIONS: Final = 5
 _LEAVE_MS: Final = 2000
 _AHEAD_BYTES: Final = 8 * 2**20
@@ -46,14 +46,10 @@ class KafkaSource:
         self._next: dict[Partition, int] = {}  # offset of the next record to be fetched, by partition placed
         self._merge = RecordMerge(settings.merge_wait_s)
         self._elsewhere: set[Partition] = set()
-        self._consumer = self._join()
-
-    def _join(self) -> Any:
-        """A client that is about to be a member of the group."""
-        settings = self._settings
+        self._grouped = True
         self._waits_since = time.monotonic()
         with reachable(settings):
-            consumer = KafkaConsumer(
+            self._consumer = KafkaConsumer(
                 **settings.client,
                 bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
                 group_id=settings.group,
@@ -67,8 +63,7 @@ class KafkaSource:
                 heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 3),
                 max_poll_interval_ms=int(settings.max_poll_interval_s * 1000),
             )
-            consumer.subscribe(topics=list(settings.topics), listener=self._note)
-        return consumer
+            self._consumer.subscribe(topics=list(settings.topics), listener=self._note)
 
     # -- records
 
@@ -81,7 +76,7 @@ class KafkaSource:
             UnavailableError: the broker is away (poll again: the client reconnects).
         """
         with answering():
-            self._join_anew_if_forgotten()
+            self._go_on_without_group()
             self._pause_and_resume()
             fetched = self._fetch(timeout_s)
             try:
@@ -185,7 +180,7 @@ class KafkaSource:
         Raises:
             UnavailableError: it has not been reached for a session.
         """
-        if not self._next:
+        if not self._next or not self._grouped:
             return
         group: dict[str, float] = self._consumer.metrics().get("consumer-coordinator-metrics", {})
         silent_s = group.get("last-heartbeat-seconds-ago", 0.0)  # infinite before the first
@@ -194,19 +189,24 @@ class KafkaSource:
 
     # -- the group
 
-    def _join_anew_if_forgotten(self) -> None:
-        """A coordinator may lose track of a member whose connection was cut in the middle of joining. Ask it again.
-
-        Raises:
-            UnavailableError: the broker is away.
-        """
+    def _go_on_without_group(self) -> None:
+        """A coordinator that gives no partition for long holds nobody up: who writes is decided in Redis alone."""
         now = time.monotonic()
         if self._consumer.assignment():
             self._waits_since = now
-        elif now - self._waits_since > max(_JOIN_S, _JOIN_SESSIONS * self._settings.session_timeout_s):
-            log.warning("group.join_anew", group=self._settings.group, seconds=round(now - self._waits_since, 1))
-            self.close()
-            self._consumer = self._join()
+        if now - self._waits_since <= max(_JOIN_S, _JOIN_SESSIONS * self._settings.session_timeout_s):
+            return
+        places = [
+            TopicPartition(topic, number)
+            for topic in self._settings.topics
+            for number in sorted(self._consumer.partitions_for_topic(topic) or ())
+        ]
+        if places:
+            log.warning("group.left", group=self._settings.group, seconds=round(now - self._waits_since, 1))
+            self._consumer.unsubscribe()
+            self._consumer.assign(places)
+            self._grouped = False
+            self._note.changed.set()
 
     @property
     def unsettled(self) -> bool:

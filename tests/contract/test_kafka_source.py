@@ -12,6 +12,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
+from daemon import kafka_source
 from daemon.errors import StopError, UnavailableError
 from daemon.kafka_client import KafkaSettings, create_topics, log_id
 from daemon.kafka_source import KafkaSource
@@ -193,6 +194,30 @@ def test_while_a_second_member_has_a_partition_nothing_is_read_and_afterwards_no
         records += reader.read_until(lambda found: len(found) == 60)
     for partition in (0, 1):
         assert [r.offset for r in records if r.partition.number == partition] == list(range(60))
+
+
+@pytest.mark.skipif("SUPSUP_TEST_KAFKA" in os.environ, reason="this broker does not lose members")
+def test_a_group_whose_coordinator_has_lost_us_is_done_without(
+    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The embedded broker never finishes a join during which another member leaves.
+    monkeypatch.setattr(kafka_source, "_JOIN_S", 3.0)
+    monkeypatch.setattr(kafka_source, "_JOIN_SESSIONS", 3)
+    publish(kafka, topic, values(10))
+    with reader_of(kafka, topic) as first:
+        first.read_until(lambda found: len(found) == 10)
+        with reader_of(kafka, topic) as second:
+            deadline = time.monotonic() + 0.5
+            while time.monotonic() < deadline:
+                first.round(0.02)
+                second.round(0.02)
+            first.source.close()
+            records = second.read_until(lambda found: len(found) == 10)
+            second.source.tell_group({Partition(topic, 0): Position(10)})
+            publish(kafka, topic, values(5))
+            records += second.read_until(lambda found: len(found) == 5)
+            second.read_until(lambda _: second.source.caught_up)
+    assert [record.offset for record in records] == list(range(15))
 
 
 def test_a_log_that_ends_with_the_mark_of_a_transaction_is_read_to_its_end(kafka: str, topic: str) -> None:

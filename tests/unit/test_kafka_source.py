@@ -31,19 +31,20 @@ class FakeConsumer:
         self.polls_that_fail: list[KafkaError] = []
         self.starts_that_fail: list[KafkaError] = []
         self.size = 1
-        self.closed = False
         self._fetcher = SimpleNamespace(_next_partition_records=None)
-
-    def close(self, **_: object) -> None:
-        """Leave."""
-        self.closed = True
 
     def subscribe(self, *, listener: Any, **_: object) -> None:
         """Remember whom to tell."""
         self.listener = listener
 
-    def assign(self, *partitions: TopicPartition) -> None:
+    def unsubscribe(self) -> None:
+        """Leave the group."""
+
+    def assign(self, *partitions: Any) -> None:
         """What the group would do: give partitions, fetching from their beginning until told otherwise."""
+        if isinstance(partitions[0], list):  # by hand
+            self.at |= dict.fromkeys(partitions[0], 0)
+            return
         self.at |= dict.fromkeys(partitions, 0)
         self.known |= {place.partition for place in partitions}
         self.listener.on_partitions_assigned(partitions)
@@ -291,22 +292,27 @@ def test_a_broker_that_takes_no_heartbeat_is_away(source: KafkaSource) -> None:
     source.poll()
 
 
-def test_a_trainer_that_the_group_has_forgotten_joins_it_anew(
+def test_a_group_that_gives_no_partition_for_long_is_done_without(
     source: KafkaSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = source._consumer
     source.poll()
-    assert source._consumer is first
+    assert not source.unsettled
     monkeypatch.setattr(kafka_source, "_JOIN_S", 0.0)
     monkeypatch.setattr(kafka_source, "_JOIN_SESSIONS", 0)
+    source._consumer.known = {0, 1}
     source.poll()
-    second = source._consumer
-    assert second is not first
-    assert first.closed
-    second.assign(P0)
+    assert source.unsettled
     settle(source)
-    assert polled(source) == [(0, 0), (0, 1)]
-    assert source._consumer is second, "it has partitions"
+    source._consumer.silent_s = 1e9  # no group, no heartbeat
+    assert polled(source, 2)[:4] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+def test_without_any_partition_the_group_is_waited_for(source: KafkaSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_source, "_JOIN_S", -1.0)
+    monkeypatch.setattr(kafka_source, "_JOIN_SESSIONS", -1)
+    source._consumer.known = set()
+    source.poll()
+    assert not source.unsettled
 
 
 def test_an_unreadable_record_far_before_the_position_is_no_matter(source: KafkaSource) -> None:
