@@ -233,7 +233,7 @@ class KafkaSource:
             if self._elsewhere or not assigned:
                 return {}
             starts = self._starts(sorted(assigned))
-        ids = {topic: log_id(self._settings, topic) for topic in sorted({place.topic for place in assigned})}
+            ids = {topic: log_id(self._settings, topic) for topic in sorted({place.topic for place in assigned})}
         return {_partition(place): Log(ids[place.topic], starts[place]) for place in sorted(assigned)}
 
     def _starts(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:

@@ -162,9 +162,10 @@ def _for_a_while(proxy: Proxy, misbehave: Callable[[Proxy, Fault], None], fault:
 
 def _redis_killed(bench: Bench, fault: Fault) -> None:
     server = bench.servers.redis_server
+    base = int(bench.servers.redis.info("persistence")["aof_base_size"])
     kill(server)
     if size := int(fault.numbers.get("bytes", 0)):
-        server.cut_tail(size)
+        server.cut_tail(size, base)
     time.sleep(fault.numbers["for_s"])
     server.start()
 

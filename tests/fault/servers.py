@@ -35,13 +35,17 @@ class FaultRedis(EmbeddedRedis):
         plain = {"aof-use-rdb-preamble": "no", "auto-aof-rewrite-percentage": "0"}
         return [*super()._command(), *(part for name, value in plain.items() for part in (f"--{name}", value))]
 
-    def cut_tail(self, size: int) -> int:
-        """Take so many bytes off the end of the file, of the server while it is down; returns how many were there."""
+    def cut_tail(self, size: int, base: int) -> int:
+        """Take so many bytes off the end of the file, of the server while it is down; returns how many were there.
+
+        The first `base` bytes are a snapshot that was on the disk before the file took its name: no crash cuts that.
+        """
         (file,) = self._directory.glob("appendonly*")
         length = file.stat().st_size
+        cut = min(size, max(0, length - base))
         with file.open("r+b") as opened:
-            opened.truncate(max(0, length - size))
-        return min(size, length)
+            opened.truncate(length - cut)
+        return cut
 
 
 class FaultBroker(EmbeddedBroker):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from kafka import TopicPartition
-from kafka.errors import CorruptRecordError, KafkaConnectionError, KafkaError
+from kafka.errors import CorruptRecordError, KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from daemon import kafka_source
 from daemon.errors import LostGroundError, UnavailableError, UnreadableError
@@ -206,6 +206,16 @@ def test_a_broker_that_fails_while_placing_is_asked_again(source: KafkaSource) -
     assert source.unsettled
     settle(source, p0=3)
     assert polled(source) == [(0, 3), (0, 4)]
+
+
+def test_a_broker_that_does_not_tell_a_logs_id_is_away(source: KafkaSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    def log_id(*_: object) -> str:
+        raise KafkaTimeoutError("Unable to bootstrap")
+
+    monkeypatch.setattr(kafka_source, "log_id", log_id)
+    source._consumer.assign(P0)
+    with pytest.raises(UnavailableError):
+        source.logs()
 
 
 def test_a_partition_far_ahead_is_paused_until_half_of_it_is_handed_on(source: KafkaSource) -> None:
