@@ -65,7 +65,8 @@ def _end(bench: Bench, number: int) -> None:
     life.doomed = True
     life.send(number)
     bench.trainers.wait(lambda: life.code is not None, f"{life.log.name} ends")
-    if number == signal.SIGTERM and life.code != ExitCode.FENCED:  # a busy machine may cost it its short lease
+    fallen = life.fatal is not None and life.code == -signal.SIGKILL  # it has passed its point on the way out
+    if number == signal.SIGTERM and life.code != ExitCode.FENCED and not fallen:  # 75: too busy for its short lease
         bench.check_code(life, 0)
 
 
