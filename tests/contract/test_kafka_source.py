@@ -137,16 +137,17 @@ def test_the_groups_own_offsets_are_never_believed(kafka: str, topic: str) -> No
     assert [record.offset for record in records] == list(range(2, 10))
 
 
+def read_in_turn(kafka: str, topic: str, order: list[int]) -> list[int]:
+    """Publish one record after the other, each to the next partition of `order`; the numbers as they are read."""
+    publish(kafka, topic, [Outgoing(b"%d" % i, [], partition=p, timestamp_ms=1000 + i) for i, p in enumerate(order)])
+    with reader_of(kafka, topic) as reader:
+        records = reader.read_until(lambda found: len(found) == len(order))
+    return [int(record.value or b"") for record in records]
+
+
 def test_several_partitions_are_read_in_the_order_of_their_timestamps(kafka: str, two_partitions: str) -> None:
     order = [0, 0, 1, 0, 1, 1, 1, 0] * 25
-    publish(
-        kafka,
-        two_partitions,
-        [Outgoing(b"%d" % i, [], partition=p, timestamp_ms=1000 + i) for i, p in enumerate(order)],
-    )
-    with reader_of(kafka, two_partitions) as reader:
-        records = reader.read_until(lambda found: len(found) == len(order))
-    assert [int(record.value or b"") for record in records] == list(range(len(order)))
+    assert read_in_turn(kafka, two_partitions, order) == list(range(len(order)))
 
 
 def test_a_partition_far_ahead_of_the_others_is_paused_and_resumed_and_nothing_is_left_out(
@@ -154,14 +155,7 @@ def test_a_partition_far_ahead_of_the_others_is_paused_and_resumed_and_nothing_i
 ) -> None:
     # The first partition waits for the second, then the second for the first, each for longer than a fetch ahead.
     order = [0] * 100 + [1] * 400 + [0] * 400
-    publish(
-        kafka,
-        two_partitions,
-        [Outgoing(b"%d" % i, [], partition=p, timestamp_ms=1000 + i) for i, p in enumerate(order)],
-    )
-    with reader_of(kafka, two_partitions) as reader:
-        records = reader.read_until(lambda found: len(found) == len(order))
-    assert [int(record.value or b"") for record in records] == list(range(len(order)))
+    assert read_in_turn(kafka, two_partitions, order) == list(range(len(order)))
 
 
 def test_a_source_that_knows_no_partition_is_not_caught_up(kafka: str, topic: str) -> None:
