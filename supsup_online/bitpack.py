@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ WORD_BITS = 64
 
 Bits = NDArray[np.bool_]
 Words = NDArray[np.uint64]
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,34 @@ class MaskLayout:
             bits[:] = np.unpackbits(as_bytes, axis=1, bitorder="little", count=columns).reshape(-1)
         return mask
 
+    def pad(self, vector: NDArray[Number]) -> NDArray[Number]:
+        """A number per weight (P,) -> the same with zeros where the bits have padding: (64 * word_count,)."""
+        padded = np.zeros(self.word_count * WORD_BITS, dtype=vector.dtype)
+        for (rows, columns), part, words in self._places():
+            padded[words].reshape(rows, -1)[:, :columns] = vector[part].reshape(rows, columns)
+        return padded
+
+    def unpad(self, padded: NDArray[Number]) -> NDArray[Number]:
+        """The inverse of `pad`: (64 * word_count,) -> (P,)."""
+        vector = np.empty(self.weight_count, dtype=padded.dtype)
+        for (rows, columns), part, words in self._places():
+            vector[part].reshape(rows, columns)[:] = padded[words].reshape(rows, -1)[:, :columns]
+        return vector
+
     def check(self, words: Words) -> None:
         """Raise CodecError unless `words` has the right size and its padding bits are zero."""
         if words.dtype != np.uint64 or words.shape != (self.word_count,):
             raise CodecError(f"expected {self.word_count} words of 64 bits, got {words.dtype} {words.shape}")
         if not np.array_equal(self.pack(self.unpack(words)), words):
             raise CodecError("padding bits behind a row are not zero")
+
+    def _places(self) -> Iterator[tuple[tuple[int, int], slice, slice]]:
+        """Shape of each layer, where its weights lie, and where they lie when padded."""
+        bit, place = 0, 0
+        for rows, columns in self.shapes:
+            next_bit, next_place = bit + rows * columns, place + rows * _words_per_row(columns) * WORD_BITS
+            yield (rows, columns), slice(bit, next_bit), slice(place, next_place)
+            bit, place = next_bit, next_place
 
     def _parts(self, mask: Bits, words: Words) -> Iterator[tuple[tuple[int, int], Bits, Words]]:
         bit, word = 0, 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from supsup_online import allocation, inference
@@ -22,6 +23,8 @@ from supsup_online.network import Network
 from supsup_online.running_loss import Agreement
 from supsup_online.stats import MaskStats
 from supsup_online.types import Examined, Objective, RuleName
+
+Floats = NDArray[np.float32]
 
 RULES: Final[tuple[RuleName, ...]] = ("loss", "exact", "one-shot", "paper")
 
@@ -37,7 +40,11 @@ class RuleSettings:
         rule: one of `RULES`.
         epsilon: allocate when k * max(nu) < 1 + epsilon (one-shot rules; the paper's 1/8).
         objective: H or G (one-shot rules).
-        rows: samples of the batch that all masks are ranked on; the best few then see the whole batch.
+        rows: samples of the batch that masks are ranked on; the best few then see the whole batch.
+        first_rows, shortlist: among more masks than `shortlist`, all are ranked on the first few samples and only
+            that many on the rest.
+        usual: largest residual with which the mask a stream has is kept at the end of a window without a look at the
+            others.
         settled: batches before a mask may be reused by a stream other than the one that trains it: in its first
             batches a mask learns what all tasks have in common, so its loss cannot tell them apart.
         superposed: fewest masks in a superposition; untrained pads fill up (one-shot rules).
@@ -49,6 +56,9 @@ class RuleSettings:
     epsilon: float = 0.125
     objective: Objective = "H"
     rows: int = 32
+    first_rows: int = 4
+    shortlist: int = 32
+    usual: float = 2.0
     settled: int = 5
     superposed: int = 5
     familiar: float = 0.25
@@ -57,8 +67,10 @@ class RuleSettings:
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise SpecError(f"unknown rule {self.rule!r}: choose {', '.join(RULES)}")
-        if self.rows < 1 or self.superposed < 2 or not self.epsilon >= 0:
+        if min(self.rows, self.first_rows) < 1 or self.superposed < 2 or not self.epsilon >= 0:
             raise SpecError("decision rows must be at least 1, superposed at least 2, epsilon at least 0")
+        if self.shortlist < _EXAMINED or not self.usual >= 0:
+            raise SpecError(f"the shortlist must be at least {_EXAMINED}, the usual residual at least 0")
         if self.objective not in ("H", "G"):
             raise SpecError(f"unknown objective {self.objective!r}: choose H or G")
 
@@ -108,24 +120,38 @@ class Decider:
 
     def _by_loss(self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
         del stats
-        losses = inference.exact_losses(self.network, bank.stacked(ids), x, y).mean(axis=1)
-        best = _best(ids, losses)
+        best = self._ranked(
+            bank, ids, len(x), lambda masks, n: inference.exact_losses(self.network, masks, x[:n], y[:n])
+        )
         return Verdict(best, best)
 
     def _by_entropy(self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
         del y
-        best = _best(ids, inference.exact_entropies(self.network, bank.stacked(ids), x).mean(axis=1))
+        best = self._ranked(bank, ids, len(x), lambda masks, n: inference.exact_entropies(self.network, masks, x[:n]))
         outputs, margin = self.network.spec.outputs, self.settings.familiar
         known = tuple(c for c in best if allocation.familiar(c.statistic, stats[c.mask_id].entropy, outputs, margin))
         return Verdict(known, best)
+
+    def _ranked(
+        self, bank: MaskBank, ids: list[int], rows: int, measure: Callable[[Words, int], Floats]
+    ) -> tuple[Examined, ...]:
+        """The best few of some masks by a mean over `rows` samples: all on a few samples first, then a shortlist."""
+        few = min(self.settings.first_rows, rows)
+        if few < rows and len(ids) > self.settings.shortlist:
+            short = _best(ids, measure(bank.stacked(ids), few).mean(axis=1), self.settings.shortlist)
+            ids = sorted(candidate.mask_id for candidate in short)
+        return _best(ids, measure(bank.stacked(ids), rows).mean(axis=1))
 
     def _by_superposition(
         self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor
     ) -> Verdict:
         del stats, y
         pads = [self._pad(bank.next_id + i, bank.next_id) for i in range(max(0, self.settings.superposed - len(ids)))]
-        masks = np.concatenate([bank.stacked(ids), *(pad[None] for pad in pads)])
-        outcome = inference.one_shot(self.network, masks, x, self.settings.objective)
+        masks = bank.stacked(ids)
+        if pads:
+            masks = np.concatenate([masks, np.stack(pads)])
+        mean = bank.mean if len(masks) == len(bank) == len(ids) else None
+        outcome = inference.one_shot(self.network, masks, x, self.settings.objective, mean)
         best = _best(ids, -len(masks) * outcome.nu[: len(ids)])
         examined = tuple(replace(c, statistic=-c.statistic) for c in best)
         known = examined if allocation.nns(outcome, len(ids), self.settings.epsilon) else ()
@@ -153,7 +179,7 @@ class Decider:
         )
 
 
-def _best(ids: list[int], statistics: np.ndarray[tuple[int], np.dtype[np.float32]]) -> tuple[Examined, ...]:
+def _best(ids: list[int], statistics: Floats, number: int = _EXAMINED) -> tuple[Examined, ...]:
     """The few masks with the smallest statistic, in order; equal ones by id."""
-    order = np.argsort(statistics, kind="stable")[:_EXAMINED]
+    order = np.argsort(statistics, kind="stable")[:number]
     return tuple(Examined(ids[i], float(statistics[i])) for i in order)

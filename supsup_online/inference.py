@@ -9,12 +9,11 @@ Objectives (per batch, smaller means a better mask):
     G  logsumexp of the logits, where only the superfluous neurons carry gradient: a mask that fits has learnt to keep
        those down. Needs outputs > classes. Its value means nothing without the gradient, so exact inference has no G.
 
-This module is the readable truth: it unpacks a few masks at a time and leaves the arithmetic to torch.
+The arithmetic over many masks is in `many_masks`; here is what is done with it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -22,14 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from supsup_online.bitpack import MaskLayout, Words
+from supsup_online import many_masks
+from supsup_online.bitpack import Words
 from supsup_online.errors import SpecError
 from supsup_online.network import Network
 from supsup_online.types import Objective
 
 Floats = NDArray[np.float32]
-
-_CHUNK: Final = 64  # masks unpacked at a time: 64 x 315,200 float32 are 81 MB
+Slots = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -72,14 +71,22 @@ def check_objective(network: Network, objective: Objective) -> None:
         raise SpecError("objective G needs superfluous neurons: choose outputs larger than classes, or objective H")
 
 
-def one_shot(network: Network, masks: Words, x: Tensor, objective: Objective = "H") -> OneShot:
+def one_shot(
+    network: Network, masks: Words, x: Tensor, objective: Objective = "H", mean: Floats | None = None
+) -> OneShot:
     """One gradient step from equal alphas over masks (k, word_count), for prepared inputs x (n, ...).
+
+    Args:
+        network: the frozen weights.
+        masks: packed.
+        x: prepared inputs.
+        objective: H or G.
+        mean: the mean of these very masks, float32 (P,), where it is known already.
 
     Raises:
         SpecError: objective G without superfluous neurons.
     """
-    alphas = np.full(len(masks), 1 / len(masks), dtype=np.float32)
-    gradient = _alpha_gradient(network, masks, alphas, x, objective)
+    gradient = _alpha_gradient(network, masks, np.arange(len(masks)), x, objective, mean=mean)
     shifted = np.exp(gradient.min() - gradient)
     return OneShot(gradient, (shifted / shifted.sum()).astype(np.float32))
 
@@ -92,9 +99,7 @@ def binary(network: Network, masks: Words, x: Tensor, objective: Objective = "H"
     """
     remaining = np.arange(len(masks))
     while len(remaining) > 1:
-        subset = masks[remaining]
-        alphas = np.full(len(subset), 1 / len(subset), dtype=np.float32)
-        gradient = _alpha_gradient(network, subset, alphas, x, objective)
+        gradient = _alpha_gradient(network, masks, remaining, x, objective)
         keep = np.argsort(gradient, kind="stable")[: (len(remaining) + 1) // 2]
         remaining = remaining[np.sort(keep)]
     return int(remaining[0])
@@ -107,38 +112,27 @@ def exact_entropies(network: Network, masks: Words, x: Tensor) -> Floats:
 
 def exact_losses(network: Network, masks: Words, x: Tensor, y: Tensor) -> Floats:
     """Cross-entropy of every labelled row under every mask: y (n,) -> float32 (k, n)."""
-    return _under_each(network, masks, x, lambda logits: functional.cross_entropy(logits, y, reduction="none"))
+    return _under_each(network, masks, x, lambda logits: _cross_entropy(logits, y))
 
 
-def superposed_mean(layout: MaskLayout, masks: Words, alphas: Floats) -> Floats:
-    """sum_i alpha_i M_i of packed masks (k, word_count), float32 (P,)."""
-    total = np.zeros(layout.weight_count, dtype=np.float32)
-    for start in range(0, len(masks), _CHUNK):
-        total += alphas[start : start + _CHUNK] @ _dense(layout, masks[start : start + _CHUNK])
-    return total
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Logits (k, n, s), labels (n,) -> (k, n)."""
+    return functional.cross_entropy(logits.transpose(1, 2), y.expand(len(logits), -1), reduction="none")
 
 
-def masked_dots(layout: MaskLayout, masks: Words, vector: Floats) -> Floats:
-    """Dot product of one vector (P,) with every packed mask (k, word_count): float32 (k,)."""
-    chunks = [_dense(layout, masks[i : i + _CHUNK]) @ vector for i in range(0, len(masks), _CHUNK)]
-    return np.concatenate(chunks).astype(np.float32)
-
-
-def _alpha_gradient(network: Network, masks: Words, alphas: Floats, x: Tensor, objective: Objective) -> Floats:
+def _alpha_gradient(
+    network: Network, masks: Words, slots: Slots, x: Tensor, objective: Objective, *, mean: Floats | None = None
+) -> Floats:
     """dObjective/dalpha_i = <dObjective/dW_eff * W, M_i>: one backward pass, then k masked dot products."""
     check_objective(network, objective)
-    mean = torch.from_numpy(superposed_mean(network.layout, masks, alphas)).to(network.device)
-    effective = (network.weights * mean).requires_grad_()
+    mean = many_masks.superposed_mean(network, masks, slots) if mean is None else mean
+    effective = (network.weights * torch.from_numpy(mean).to(network.device)).requires_grad_()
     logits = network.architecture.forward(x, network.architecture.split(effective))
     value = entropy(logits) if objective == "H" else superfluous(logits, network.spec.classes)
     (gradient,) = torch.autograd.grad(value.mean(), effective)
-    return masked_dots(network.layout, masks, (gradient * network.weights).cpu().numpy())
+    return many_masks.masked_dots(network, masks, (gradient * network.weights).cpu().numpy(), slots)
 
 
 def _under_each(network: Network, masks: Words, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> Floats:
-    rows = [reduce(network.logits(x, words)).cpu().numpy() for words in masks]
-    return np.stack(rows) if rows else np.zeros((0, len(x)), dtype=np.float32)
-
-
-def _dense(layout: MaskLayout, masks: Words) -> Floats:
-    return np.stack([layout.unpack(words) for words in masks]).astype(np.float32)
+    found = [reduce(logits).cpu().numpy() for logits in many_masks.exact_logits(network, masks, x)]
+    return np.concatenate([np.zeros((0, len(x)), dtype=np.float32), *found])

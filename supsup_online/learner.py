@@ -73,7 +73,8 @@ class StreamState:
 
     Attributes:
         mask_id: its mask, or None before the first decision and while over budget.
-        position: batches trained since the last decision.
+        position: batches trained since the last decision, or since the mask was last found to be usual at the end
+            of a window.
         drift: the detector over those batches.
         last_used: the learner's step count at its newest batch.
     """
@@ -82,6 +83,11 @@ class StreamState:
     position: int
     drift: DriftMonitor
     last_used: int = 0
+
+    def begin_window(self) -> None:
+        """The mask was chosen or found right again."""
+        self.position = 0
+        self.drift.reset()
 
 
 @dataclass(slots=True)
@@ -190,8 +196,15 @@ class OnlineLearner:
         residual = running.residual(evaluation.losses.cpu().numpy(), self._chance, agreement)
         drifted = stream.drift.update(residual) or residual > agreement.tolerance
         if stream.position >= self.settings.decision_every:
-            return "window"
+            if drifted or self._doubtful(residual):
+                return "window"
+            stream.begin_window()
         return "drift" if drifted and self._watchful else None
+
+    def _doubtful(self, residual: float) -> bool:
+        """Whether the end of a window calls for a look at all masks, or the one in use costs what it always does."""
+        rule = self.settings.rule
+        return rule.rule == "paper" or not self._watchful or not residual <= rule.usual
 
     def _act(self, name: str, why: Why, x: Tensor, y: Tensor) -> Decision:
         """Decide, and make the choice true: afterwards the stream has its mask, or none for lack of room."""
@@ -210,8 +223,7 @@ class OnlineLearner:
                 action, stream.mask_id = "allocate", self._allocate(verdict)
             case allocation.OverBudget():
                 action, stream.mask_id = "over-budget", None
-        stream.position = 0
-        stream.drift.reset()
+        stream.begin_window()
         return Decision(
             action=action,
             mask_id=stream.mask_id,

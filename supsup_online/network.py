@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -57,6 +58,11 @@ class Network:
     def device(self) -> torch.device:
         """Where it computes."""
         return self.weights.device
+
+    @cached_property
+    def padded_weights(self) -> NDArray[np.float32]:
+        """The frozen weights as the mask's bits lie: float32 (64 * word_count,), for the CPU's kernels."""
+        return self.layout.pad(self.weights.cpu().numpy())
 
     @property
     def architecture_hash(self) -> bytes:

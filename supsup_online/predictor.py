@@ -12,6 +12,7 @@ from torch import Tensor
 from supsup_online.bitpack import Words
 from supsup_online.errors import SupsupError
 from supsup_online.inference import entropy
+from supsup_online.many_masks import exact_logits
 from supsup_online.network import Network
 
 Scope = Literal["sample", "batch"]
@@ -50,19 +51,23 @@ def predict(network: Network, mask_ids: Sequence[int], masks: Words, x: Tensor, 
     if not len(mask_ids):
         raise SupsupError("the bank holds no mask yet: nothing has been learnt, so nothing can be answered")
     rows, classes = len(x), network.spec.classes
+    everyone = torch.arange(rows, device=network.device)
     best = torch.full((rows,), torch.inf, device=network.device)
     entropies = torch.zeros(rows, device=network.device)
     chosen = torch.full((rows,), mask_ids[0], dtype=torch.int64, device=network.device)
     answer = torch.zeros(rows, classes, device=network.device)
-    for mask_id, words in zip(mask_ids, masks, strict=True):
-        logits = network.logits(x, words)
+    first = 0
+    for logits in exact_logits(network, masks, x):
+        ids = torch.tensor(mask_ids[first : first + len(logits)], device=network.device)
+        first += len(logits)
         uncertainty = entropy(logits)
-        deciding = uncertainty if scope == "sample" else uncertainty.mean().expand(rows)
-        better = deciding < best
-        best = torch.where(better, deciding, best)
-        entropies = torch.where(better, uncertainty, entropies)
-        chosen = torch.where(better, mask_id, chosen)
-        answer = torch.where(better[:, None], logits[:, :classes], answer)
+        deciding = uncertainty if scope == "sample" else uncertainty.mean(1, keepdim=True).expand(-1, rows)
+        lowest, place = deciding.nan_to_num(nan=torch.inf).min(0)
+        better = lowest < best
+        best = torch.where(better, lowest, best)
+        entropies = torch.where(better, uncertainty[place, everyone], entropies)
+        chosen = torch.where(better, ids[place], chosen)
+        answer = torch.where(better[:, None], logits[place, everyone, :classes], answer)
     return Prediction(
         labels=answer.argmax(1).cpu().numpy(),
         probabilities=answer.softmax(1).cpu().numpy(),

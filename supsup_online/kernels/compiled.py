@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numba
@@ -44,7 +45,7 @@ def spread(count: int, part: Callable[[int, int], None], *, threads: int | None 
         part(0, count)
         return
     cuts = [count * i // number for i in range(number + 1)]
-    others = [_pool(os.getpid()).submit(part, a, b) for a, b in zip(cuts[1:-1], cuts[2:], strict=True)]
+    others = [_pool(os.getpid()).submit(part, a, b) for a, b in pairwise(cuts[1:])]
     try:
         part(cuts[0], cuts[1])
     finally:

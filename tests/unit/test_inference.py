@@ -157,22 +157,6 @@ def test_entropy_is_that_of_the_softmax_in_nats():
     assert inference.entropy(torch.tensor([[1e6, 0.0, -1e6]])).tolist() == [0]
 
 
-# ---- packed sums and products
-
-
-@pytest.mark.parametrize("count", [1, 3, 64, 65, 130])
-def test_superposed_mean_and_masked_dots_equal_dense_products(count):
-    masks, rng = tiny.random_masks(NET, count), np.random.default_rng(0)
-    dense = np.stack([NET.layout.unpack(words) for words in masks]).astype(np.float64)
-    alphas = rng.random(count, dtype=np.float32)
-    vector = rng.normal(size=dense.shape[1]).astype(np.float32)
-    superposed = inference.superposed_mean(NET.layout, masks, alphas)
-    dots = inference.masked_dots(NET.layout, masks, vector)
-    assert (superposed.dtype, dots.dtype) == (np.float32, np.float32)
-    np.testing.assert_allclose(superposed, alphas @ dense, rtol=1e-5)
-    np.testing.assert_allclose(dots, dense @ vector, rtol=1e-4, atol=1e-4)
-
-
 # ---- exact
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from torch.nn import functional
 
+from supsup_online.decide import RuleSettings
 from supsup_online.drift import DETECTORS
 from supsup_online.errors import BadBatchError, SpecError
 from supsup_online.inference import entropy
@@ -174,6 +175,21 @@ def test_without_a_detector_a_new_task_waits_for_the_end_of_the_window():
     assert masks_of(results) == [0, 1]
 
 
+def test_a_window_that_ends_with_a_usual_batch_begins_anew_without_a_decision():
+    subject = tiny.learner()
+    results = run(subject, permuted(0)(45))
+    assert decided(results) == decided(results[:1])
+    assert subject.streams[""].position == 5
+    assert len(subject.streams[""].drift.residuals) == 4
+
+
+def test_a_window_that_ends_with_an_unusual_batch_ends_with_a_decision():
+    subject = tiny.learner(rule=RuleSettings(usual=0.0))
+    results = run(subject, permuted(0)(59))
+    assert {d.why for i, d in decided(results) if i} == {"window"}
+    assert {d.mask_id for _, d in decided(results)} == {0}
+
+
 # ---- several streams
 
 
@@ -184,7 +200,7 @@ def test_interleaved_streams_keep_separate_states():
     assert {(result.stream, result.mask_id) for result in results} == {("a", 0), ("b", 1)}
     for stream in ("a", "b"):
         own = [result for result in results if result.stream == stream]
-        assert [(i, d.why) for i, d in decided(own)] == [(0, "start"), (20, "window"), (40, "window")]
+        assert [(i, d.why) for i, d in decided(own)] == [(0, "start")], "a usual batch keeps its mask without a look"
         assert own[-1].accuracy > 0.9
     assert {name: (s.mask_id, s.position) for name, s in subject.streams.items()} == {"a": (0, 10), "b": (1, 10)}
     assert len(subject.streams["a"].drift.residuals) == 9, "the batch that a decision preceded is not among them"

@@ -82,7 +82,10 @@ def test_the_package_holds_every_file_it_reads_at_run_time():
     declared = PYPROJECT["tool"]["setuptools"]["package-data"]
     for package in PACKAGES:
         folder = ROOT / package
-        included = {path for pattern in declared[package] for path in folder.glob(pattern)} | set(folder.glob("*.py"))
+        included = {path for pattern in declared[package] for path in folder.glob(pattern)}
+        for name in PYPROJECT["tool"]["setuptools"]["packages"]:
+            if name.split(".")[0] == package:
+                included |= set(ROOT.joinpath(*name.split(".")).glob("*.py"))
         assert included == {ROOT / path for path in own_files() if path.parts[0] == package}
 
 

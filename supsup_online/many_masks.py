@@ -1,0 +1,102 @@
+"""Arithmetic over many packed masks at once: what every kind of task inference is made of.
+
+    superposed_mean     mean of some masks: a superposition with equal alphas
+    masked_dots         one vector against each mask: the gradient to the alphas
+    exact_logits        the network under each mask
+
+Each has a plain twin, `*_reference`, that unpacks masks and leaves the arithmetic to torch: the truth the tests hold
+the fast ways to, and what runs where no kernel fits (another device, layers that are not fully connected).
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supsup_online.bitpack import MaskLayout, Words
+from supsup_online.kernels import cpu
+from supsup_online.layers import MaskedLinear
+from supsup_online.network import Network
+
+Floats = NDArray[np.float32]
+Slots = NDArray[np.int64]
+
+FEW: Final = (
+    16  # inputs: for more, unpacking a mask once and multiplying matrices is faster than reading bits per input
+)
+_CHUNK: Final = 64  # masks unpacked at a time: 64 x 315,200 float32 are 81 MB
+_AT_ONCE: Final = 8_000_000  # outputs held at a time, 32 MB
+
+
+def superposed_mean(network: Network, masks: Words, slots: Slots | None = None) -> Floats:
+    """Mean of packed masks (k, word_count), or of those in some slots: float32 (P,)."""
+    slots = _all(masks) if slots is None else slots
+    if network.device.type != "cpu":
+        return superposed_mean_reference(network.layout, masks[slots])
+    counts = cpu.superposed_counts(np.ascontiguousarray(masks), slots)
+    return network.layout.unpad(counts).astype(np.float32) / np.float32(len(slots))
+
+
+def superposed_mean_reference(layout: MaskLayout, masks: Words) -> Floats:
+    """What `superposed_mean` means."""
+    total = np.zeros(layout.weight_count, dtype=np.float64)
+    for start in range(0, len(masks), _CHUNK):
+        total += _dense(layout, masks[start : start + _CHUNK]).sum(0)
+    return (total / len(masks)).astype(np.float32)
+
+
+def masked_dots(network: Network, masks: Words, vector: Floats, slots: Slots | None = None) -> Floats:
+    """Dot product of one vector (P,) with packed masks (k, word_count), or with those in some slots: float32 (k,)."""
+    slots = _all(masks) if slots is None else slots
+    if network.device.type != "cpu":
+        return masked_dots_reference(network.layout, masks[slots], vector)
+    padded = network.layout.pad(np.asarray(vector, dtype=np.float32))
+    return cpu.masked_dots(np.ascontiguousarray(masks), slots, padded)
+
+
+def masked_dots_reference(layout: MaskLayout, masks: Words, vector: Floats) -> Floats:
+    """What `masked_dots` means."""
+    chunks = [_dense(layout, masks[i : i + _CHUNK]) @ vector for i in range(0, len(masks), _CHUNK)]
+    return np.concatenate([*chunks, np.zeros(0)]).astype(np.float32)
+
+
+def exact_logits(network: Network, masks: Words, x: Tensor) -> Iterator[Tensor]:
+    """Logits of prepared inputs (n, ...) under packed masks (k, word_count): pieces (some masks, n, outputs)."""
+    step = max(1, _AT_ONCE // max(1, len(x) * network.spec.outputs))
+    for start in range(0, len(masks), step):
+        yield _exact_logits(network, masks[start : start + step], x)
+
+
+def _exact_logits(network: Network, masks: Words, x: Tensor) -> Tensor:
+    layers = network.architecture.layers
+    plain = all(isinstance(layer, MaskedLinear) for layer in layers)
+    if not plain or network.device.type != "cpu":
+        return exact_logits_reference(network, masks, x)
+    masks = np.ascontiguousarray(masks)
+    if len(x) <= FEW:
+        rows = x.flatten(1).numpy()
+        return torch.from_numpy(cpu.exact_logits(network.layout, masks, _all(masks), network.padded_weights, rows))
+    out = torch.empty(len(masks), len(x), network.spec.outputs)
+    effective = torch.empty_like(network.weights)
+    with torch.no_grad():
+        for target, words in zip(out, masks, strict=True):
+            cpu.apply_mask(network.layout, words, network.weights.numpy(), effective.numpy())
+            target.copy_(network.architecture.forward(x, network.architecture.split(effective)))
+    return out
+
+
+def exact_logits_reference(network: Network, masks: Words, x: Tensor) -> Tensor:
+    """What `exact_logits` means, all masks at once: (k, n, outputs)."""
+    rows = [network.logits(x, words) for words in masks]
+    return torch.stack(rows) if rows else torch.zeros(0, len(x), network.spec.outputs, device=network.device)
+
+
+def _all(masks: Words) -> Slots:
+    return np.arange(len(masks), dtype=np.int64)
+
+
+def _dense(layout: MaskLayout, masks: Words) -> Floats:
+    return np.stack([layout.unpack(words) for words in masks]).astype(np.float32)
