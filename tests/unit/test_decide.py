@@ -207,3 +207,23 @@ def test_the_paper_rule_sees_every_mask_from_its_first_batch_on():
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(SpecError):
         RuleSettings(**options)
+
+
+@pytest.mark.parametrize("rule", ["loss", "exact"])
+def test_among_many_masks_a_short_list_by_the_first_rows_is_enough(rule):
+    subject = trained()
+    x, y = batch_of(1)
+    bank, stats = MaskBank(subject.network.layout, 100), {}
+    for mask_id, words in enumerate(tiny.random_masks(subject.network, 60)):
+        bank.put(mask_id, subject.bank.words(1) if mask_id == 41 else words)
+        stats[mask_id] = subject.stats[1]
+    short = Decider(subject.network, RuleSettings(rule=rule, first_rows=2, shortlist=5))(bank, stats, "s", x, y)
+    whole = Decider(subject.network, RuleSettings(rule=rule, shortlist=1000))(bank, stats, "s", x, y)
+    assert short.examined[0].mask_id == whole.examined[0].mask_id == 41
+    assert short.examined[0] == whole.examined[0], "what is short-listed is measured on all rows"
+
+
+@pytest.mark.parametrize("wrong", [{"first_rows": 0}, {"shortlist": 4}, {"usual": -1.0}, {"usual": float("nan")}])
+def test_settings_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(SpecError):
+        RuleSettings(**wrong)
