@@ -23,12 +23,13 @@ from supsup_online.bitpack import Words
 from supsup_online.decide import Decider, RuleSettings, Verdict
 from supsup_online.drift import DETECTORS, DriftMonitor
 from supsup_online.errors import BadBatchError, CodecError, SpecError
+from supsup_online.fused_trainer import trainer_for
 from supsup_online.inference import entropy
 from supsup_online.network import Network
 from supsup_online.optimisers import OptimiserChoice
 from supsup_online.predictor import predict
 from supsup_online.stats import MaskStats
-from supsup_online.trainer import EdgePopupTrainer, Evaluation, HotMask
+from supsup_online.trainer import Evaluation, HotMask
 from supsup_online.types import Action, Batch, Decision, DetectorName, OverBudgetPolicy, StepResult, Why
 
 INPUT_LIMIT: Final = 1e6  # keeps logits and squared gradients inside float32
@@ -130,7 +131,7 @@ class OnlineLearner:
         self.streams: dict[str, StreamState] = {}
         self.steps = 0
         self.changes = Changes()
-        self.trainer = EdgePopupTrainer(network, self.settings.optimiser.build())
+        self.trainer = trainer_for(network, self.settings.optimiser.build())
         self._decide = Decider(network, self.settings.rule)
         self._watchful = self.settings.detector != "none" and self.settings.rule.rule != "paper"
         self._chance = float(np.log(network.spec.classes))

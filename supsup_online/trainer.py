@@ -7,7 +7,7 @@ Memory per hot mask: scores and optimiser moments, float32 each: (1 + moments) *
 with Adam, against 43 KB for the packed mask.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,10 +21,17 @@ from supsup_online.optimisers import Optimiser, OptimiserState, new_state
 
 @dataclass(slots=True)
 class HotMask:
-    """A mask in training: its scores, float32 (P,), and what the optimiser remembers of it."""
+    """A mask in training.
+
+    Attributes:
+        scores: float32 (P,).
+        optimiser: what the optimiser remembers of it.
+        derived: what a trainer keeps at hand that follows from the scores alone; never stored, made anew when missing.
+    """
 
     scores: Tensor
     optimiser: OptimiserState
+    derived: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
