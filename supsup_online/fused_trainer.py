@@ -64,7 +64,9 @@ class ForwardPass(Evaluation):
 
 def fits(network: Network) -> bool:
     """Whether the step is written out for this network: fully connected layers, on the CPU."""
-    return network.device.type == "cpu" and all(isinstance(layer, MaskedLinear) for layer in network.architecture.layers)
+    return network.device.type == "cpu" and all(
+        isinstance(layer, MaskedLinear) for layer in network.architecture.layers
+    )
 
 
 def trainer_for(network: Network, optimiser: Optimiser, precision: Precision = "float32") -> EdgePopupTrainer:
@@ -133,14 +135,14 @@ class FusedTrainer(EdgePopupTrainer):
         """The mask of a layer from all of its scores."""
         first, last = self._offsets[layer], self._offsets[layer + 1]
         if self._kept is None:
-            step.keep_positive(hot.scores.numpy()[first:last], self._frozen[first:last], _bits(effective.flat)[first:last])
+            step.keep_positive(
+                hot.scores.numpy()[first:last], self._frozen[first:last], _bits(effective.flat)[first:last]
+            )
             return
         every = np.arange(first, last, dtype=np.int32)
         self._settle(hot, effective, layer, every, self._kept[layer])
 
-    def _settle(
-        self, hot: HotMask, effective: Effective, layer: int, inside: NDArray[np.int32], missing: int
-    ) -> None:
+    def _settle(self, hot: HotMask, effective: Effective, layer: int, inside: NDArray[np.int32], missing: int) -> None:
         step.settle(_keys(hot), self._frozen, _bits(effective.flat), inside, missing, effective.cut[layer])
 
     # -- the step ---------------------------------------------------------------------------------------------------
@@ -188,9 +190,7 @@ class FusedTrainer(EdgePopupTrainer):
 
         def part(first: int, last: int) -> None:
             counts = np.zeros((len(low), 2), dtype=np.int64)
-            step.advance(
-                _bits(self._gradient), *arrays, counts, self._offsets, low, high, kind, constants, first, last
-            )
+            step.advance(_bits(self._gradient), *arrays, counts, self._offsets, low, high, kind, constants, first, last)
             found.append((first, counts))
 
         spread(len(self._noted), part, least=_LEAST)

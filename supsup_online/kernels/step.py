@@ -25,6 +25,7 @@ RMSPROP: Final = 1
 SGD: Final = 2
 
 _PIECE: Final = 2048  # weights: six arrays of 8 KB
+_BLOCK: Final = 32
 _ABS: Final = np.int32(0x7FFFFFFF)
 
 
@@ -111,8 +112,11 @@ def _through(some: Floats, frozen: Floats, score: Floats, by_magnitude: bool) ->
 
 @compiled
 def _move(kind: int, c: Floats, g: Floats, score: Floats, one: Floats, two: Floats) -> None:
-    """The optimiser. Constants: learning rate (bias-corrected), 1 - decay of the mean, decay and 1 - decay of the square
-    (SGD: momentum first), root of the square's bias correction, eps."""
+    """The optimiser.
+
+    Constants: learning rate (bias-corrected), 1 - decay of the mean, decay of the square (SGD: the momentum),
+    1 - decay of the square, root of the square's bias correction, eps.
+    """
     rate, fresh, decay, more, root, eps = c[0], c[1], c[2], c[3], c[4], c[5]
     if kind == ADAM:
         for i in range(len(g)):
@@ -130,7 +134,7 @@ def _move(kind: int, c: Floats, g: Floats, score: Floats, one: Floats, two: Floa
 
 
 @compiled
-def _keep(keys: NDArray[np.int32], high: int, frozen: Floats, target: NDArray[np.generic]) -> int:
+def _keep(keys: NDArray[np.int32], high: int, frozen: Floats, target: NDArray[np.generic]) -> np.int32:
     above, bound = np.int32(0), np.int32(high)
     if target.itemsize == 4:
         for i in range(len(keys)):
@@ -148,6 +152,7 @@ def _keep(keys: NDArray[np.int32], high: int, frozen: Floats, target: NDArray[np
 
 @compiled
 def keep_positive(score: Floats, frozen: Floats, target: NDArray[np.generic]) -> None:
+    """Effective weights (see `advance`) of scores >= 0."""
     if target.itemsize == 4:
         for i in range(len(score)):
             target[i] = frozen[i] if score[i] >= np.float32(0) else np.float32(0)
@@ -165,11 +170,18 @@ def _sign(bits: np.uint32) -> np.uint16:
 
 @compiled
 def _note(keys: NDArray[np.int32], low: int, high: int, begin: int, noted: NDArray[np.int32]) -> int:
-    count, least, most = 0, np.int32(low), np.int32(high)
-    for i in range(len(keys)):
-        key = keys[i] & _ABS
-        noted[count] = begin + i if count < len(noted) else 0
-        count += least <= key <= most
+    """Few keys lie inside the band, so a glance at a block of them, one vector, mostly saves a look at each."""
+    count, least, span = 0, np.int32(low), np.uint32(high - low)
+    for block in range(0, len(keys), _BLOCK):
+        some = keys[block:][:_BLOCK]
+        seen = np.uint32(0)
+        for i in range(len(some)):
+            seen += np.uint32(np.uint32((some[i] & _ABS) - least) <= span)
+        if seen:
+            for i in range(len(some)):
+                if np.uint32((some[i] & _ABS) - least) <= span:
+                    noted[count] = begin + block + i
+                    count += 1
     return count
 
 
