@@ -11,6 +11,7 @@ eight bits of mantissa; scores and moments stay float32.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -182,15 +183,22 @@ class FusedTrainer(EdgePopupTrainer):
 
     def _advance(self, hot: HotMask, effective: Effective) -> None:
         kind, constants = _constants(self.optimiser, hot.optimiser)
-        one = hot.optimiser.moments[0].numpy()
-        two = hot.optimiser.moments[-1].numpy()
         low, high = self._band(effective)
         found: list[tuple[int, NDArray[np.int64]]] = []
-        arrays: Any = (self._frozen, hot.scores.numpy(), one, two, _bits(effective.flat), self._noted)
+        advance: Any = partial(
+            step.advance,
+            _bits(self._gradient),
+            self._frozen,
+            hot.scores.numpy(),
+            hot.optimiser.moments[0].numpy(),
+            hot.optimiser.moments[-1].numpy(),
+            _bits(effective.flat),
+            self._noted,
+        )
 
         def part(first: int, last: int) -> None:
             counts = np.zeros((len(low), 2), dtype=np.int64)
-            step.advance(_bits(self._gradient), *arrays, counts, self._offsets, low, high, kind, constants, first, last)
+            advance(counts, self._offsets, low, high, kind, constants, first, last)
             found.append((first, counts))
 
         spread(len(self._noted), part, least=_LEAST)

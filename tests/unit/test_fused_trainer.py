@@ -140,7 +140,7 @@ def test_the_number_of_threads_changes_no_bit_of_the_pass(monkeypatch):
     plain = fused_trainer.spread
     found = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr(fused_trainer, "spread", lambda n, part, least, t=threads: plain(n, part, threads=t))
+        monkeypatch.setattr(fused_trainer, "spread", lambda n, part, t=threads, **_: plain(n, part, threads=t))
         hot, _ = trained(FusedTrainer(Network.build(LENET), OptimiserChoice().build()), 5)
         found.append(hot.scores.numpy().tobytes())
     assert found[0] == found[1] == found[2]
