@@ -106,6 +106,10 @@ class FusedTrainer(EdgePopupTrainer):
         variant = network.variant
         self._kept = [variant.kept(size) for size in sizes] if isinstance(variant, TopK) else None
 
+    def __reduce__(self) -> tuple[type["FusedTrainer"], tuple[Network, Optimiser, Precision]]:
+        """A copy gets buffers of its own."""
+        return FusedTrainer, (self.network, self.optimiser, self.precision)
+
     # -- the mask that scores stand for -----------------------------------------------------------------------------
 
     def pack(self, hot: HotMask) -> Words:

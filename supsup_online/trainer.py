@@ -33,6 +33,10 @@ class HotMask:
     optimiser: OptimiserState
     derived: object = field(default=None, compare=False, repr=False)
 
+    def __reduce__(self) -> tuple[type["HotMask"], tuple[Tensor, OptimiserState]]:
+        """A copy has what is learnt; what is derived holds views, which a copy would cut from what they view."""
+        return HotMask, (self.scores, self.optimiser)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Evaluation:

@@ -1,5 +1,7 @@
 """The step written out against the step by autograd, and its top-k against a selection among all scores."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -160,3 +162,14 @@ def test_random_weights_of_any_size_train_in_float32():
     rule = OptimiserChoice().build()
     (_, ours), (_, theirs) = trained(FusedTrainer(net, rule), 10), trained(EdgePopupTrainer(net, rule), 10)
     np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("duplicate", [lambda pair: pickle.loads(pickle.dumps(pair)), copy.deepcopy])  # noqa: S301
+def test_a_copy_of_trainer_and_mask_goes_on_alone(duplicate):
+    trainer = FusedTrainer(Network.build(LENET), OptimiserChoice().build())
+    hot, _ = trained(trainer, 3)
+    other_trainer, other = duplicate((trainer, hot))
+    trained(trainer, 3, hot=hot)
+    trained(other_trainer, 3, hot=other)
+    assert other.scores.numpy().tobytes() == hot.scores.numpy().tobytes()
+    assert other_trainer.pack(other).tobytes() == trainer.pack(hot).tobytes()
