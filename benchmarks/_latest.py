@@ -1,0 +1,57 @@
+"""Where the benchmarks leave their figures: benchmarks/results/latest.json, one object for all of them."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+RESULTS: Final = Path(__file__).with_name("results")
+
+
+def record(**figures: Any) -> None:
+    """Add figures to latest.json; those of other benchmarks stay."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "latest.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known |= figures | {"machine": machine()}
+    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def medians(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each way; they take turns, so that a busy moment meets all of them."""
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    for _ in range(rounds):
+        for name, way in ways.items():
+            begun = time.perf_counter()
+            way()
+            spent[name].append(1e3 * (time.perf_counter() - begun))
+    return {name: statistics.median(times) for name, times in spent.items()}
