@@ -141,7 +141,7 @@ class Settings(BaseModel):
     )
     objective: Objective = Field("H", description="Objective of one-shot inference: H or G.")
     decision_every: int = Field(100, ge=1, le=10_000, description="Batches of a stream between two decisions.")
-    decision_rows: int = Field(32, ge=1, description="Samples of a batch on which all masks are ranked.")
+    decision_rows: int = Field(32, ge=1, description="Samples of a batch on which masks are ranked.")
     detector: DetectorName = Field("page-hinkley", description="Drift detector: page-hinkley, adwin, kswin or none.")
     tolerance: float = Field(
         6.0, gt=0, allow_inf_nan=False, description="Largest distance from a mask's running loss, in noise."

@@ -29,11 +29,11 @@ from daemon.redis_keys import BankKeys
 from daemon.settings import NAMES, Settings, flag, variable
 from supsup_online import codec
 from supsup_online.errors import BadBatchError
+from supsup_online.fused_trainer import Effective, FusedTrainer
 from supsup_online.network import Network
 from supsup_online.optimisers import OPTIMISERS, Adam
 from supsup_online.spec import BankSpec
 from supsup_online.stats import MaskStats
-from supsup_online.trainer import EdgePopupTrainer
 from supsup_online.types import Action, Decision, Examined, StepResult, Why
 from supsup_online.wire import RecordLimits, decode
 from unit import tiny
@@ -257,11 +257,12 @@ def test_the_lease_fields_are_those_of_the_code():
 
 def test_the_memory_page_gives_the_sizes_that_the_code_gives():
     network = Network.build(BankSpec())
-    trainer = EdgePopupTrainer(network, Adam())
+    trainer = FusedTrainer(network, Adam())
     hot = trainer.start(0)
     words = trainer.pack(hot)
+    assert isinstance(hot.derived, Effective)
     count = network.architecture.weight_count
-    in_memory = 4 * sum(vector.numel() for vector in (hot.scores, *hot.optimiser.moments))
+    in_memory = 4 * sum(vector.numel() for vector in (hot.scores, *hot.optimiser.moments, hot.derived.flat))
     in_redis = len(codec.encode_hot(network, trainer.optimiser, hot))
     sizes = {
         "P": count,
@@ -273,7 +274,7 @@ def test_the_memory_page_gives_the_sizes_that_the_code_gives():
         "weights": network.weights.numel() * 4,
         "eight hot": 8 * in_memory,
         "all masks": 2500 * words.nbytes,
-        "64 unpacked": 64 * count * 5,
+        "of a step": trainer._gradient.nbytes + trainer._noted.nbytes,
         "commit": len(codec.encode_mask(network, words)) + in_redis,
     }
     page = (REFERENCE / "memory.md").read_text()
