@@ -4,11 +4,13 @@
 
 Publishes a stream of recurring tasks first, then runs the trainer's own loop over it in this process, with a
 stopwatch around each part. `training` is forward, backward and update; everything else is overhead. The floor is the
-bare float32 matrix products of one step.
+bare float32 matrix products of one step. Then a bare learner takes the same batches out of memory, in the same process;
+the time it needs over the time from the first record to the last commit is `daemon_over_learner`.
 """
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _latest import record
 
 from daemon import bootstrap, kafka_client, logs, publisher
 from daemon.apply import Applier
@@ -29,12 +32,14 @@ from daemon.settings import Settings
 from daemon.telemetry import Telemetry
 from supsup_online import wire
 from supsup_online.datasets import load_mnist
+from supsup_online.fused_trainer import FusedTrainer
 from supsup_online.learner import OnlineLearner
 from supsup_online.network import Network
-from supsup_online.scenarios import Scenario, schedule
-from supsup_online.trainer import EdgePopupTrainer
+from supsup_online.scenarios import Scenario, ScheduledBatch, iter_stream, schedule
+from supsup_online.types import Batch
 
 spent: dict[str, float] = defaultdict(float)
+moments: dict[str, float] = {}  # when the first record was applied, and when the last part of the work ended
 
 
 def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,10 +47,13 @@ def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         begun = time.perf_counter()
+        if name == "apply":
+            moments.setdefault("first", begun)
         try:
             return call(*args, **kwargs)
         finally:
-            spent[name] += time.perf_counter() - begun
+            moments["last"] = time.perf_counter()
+            spent[name] += moments["last"] - begun
 
     return wrapper
 
@@ -95,16 +103,27 @@ def main() -> None:
         loop = bootstrap.take_over(stack, settings, store, learner, StopRequest(), telemetry=Telemetry())
         if loop is None:
             return
-        begun = time.perf_counter()
         loop.run()
-        spent["wall"] = time.perf_counter() - begun
-        show(learner, given)
+        spent["wall"] = moments["last"] - moments["first"]
+    watched = dict(spent)
+    bare = statistics.median(bare_seconds(settings, scenario, plan, given.rows) for _ in range(3))
+    show(learner, given, watched, bare)
+
+
+def bare_seconds(settings: Settings, scenario: Scenario, plan: list[ScheduledBatch], rows: int) -> float:
+    """Seconds that a learner alone needs for the same batches, made before."""
+    learner = OnlineLearner(Network.build(settings.bank_spec()), settings.learner())
+    batches = [Batch(x, y, place.stream) for place, x, y in iter_stream(scenario, plan, rows)]
+    begun = time.perf_counter()
+    for batch in batches:
+        learner.step(batch)
+    return time.perf_counter() - begun
 
 
 def instrument() -> None:
     """Stopwatches around the parts, put on the classes before anything is built."""
     parts = {
-        "training": [(EdgePopupTrainer, "evaluate"), (EdgePopupTrainer, "update")],
+        "training": [(FusedTrainer, "evaluate"), (FusedTrainer, "update")],
         "decide": [(OnlineLearner, "_act")],
         "decode": [(wire, "decode")],
         "commit": [(Checkpointer, "commit")],
@@ -116,9 +135,9 @@ def instrument() -> None:
             setattr(owner, attribute, timed(name, getattr(owner, attribute)))
 
 
-def show(learner: OnlineLearner, given: argparse.Namespace) -> None:
+def show(learner: OnlineLearner, given: argparse.Namespace, watched: dict[str, float], bare: float) -> None:
     """The table, and benchmarks/results/overhead.json."""
-    per_batch = {name: 1e3 * seconds / given.batches for name, seconds in spent.items()}
+    per_batch = {name: 1e3 * seconds / given.batches for name, seconds in watched.items()}
     outside = per_batch["apply"] - per_batch["training"] + per_batch["decode"] + per_batch["commit"]
     floor = floor_ms(learner.network, given.rows)
     print(f"\n{given.batches} batches of {given.rows}, {given.tasks} tasks, {torch.get_num_threads()} threads\n")
@@ -129,6 +148,10 @@ def show(learner: OnlineLearner, given: argparse.Namespace) -> None:
     print(f"| decode, decide and commit | {named:.3f} | {named / per_batch['training']:.2f} |")
     print(f"| all outside the training step | {outside:.3f} | {outside / per_batch['training']:.2f} |")
     print(f"| floor: bare matrix products | {floor:.3f} | {floor / per_batch['training']:.2f} |")
+    ratio = bare / watched["wall"]
+    print(f"| from first record to last commit | {per_batch['wall']:.3f} | |")
+    print(f"| the bare learner | {1e3 * bare / given.batches:.3f} | daemon over learner: **{ratio:.2f}** |")
+    record(daemon_over_learner=ratio)
     results = Path(__file__).with_name("results")
     results.mkdir(exist_ok=True)
     result = {"ms_per_batch": per_batch, "outside_over_training": outside / per_batch["training"], "floor_ms": floor}

@@ -80,7 +80,7 @@ def test_the_interrupted_run_makes_the_same_decisions_at_the_same_records(outcom
         return [tuple(fields[name] for name in told) for fields in events if fields[b"type"] != b"commit"]
 
     expected = decisions(outcome.undisturbed)
-    assert {why for _, _, why, *_ in expected} == {b"start", b"window", b"drift"}
+    assert {why for _, _, why, *_ in expected} >= {b"start", b"drift"}
     assert decisions(outcome.interrupted) == expected
 
 
