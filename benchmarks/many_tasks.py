@@ -312,8 +312,8 @@ def drive(run: Run, points: Sequence[int], state: Path, options: Mapping[str, An
 
 def table(reports: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, one line per reporting point."""
-    head = ("tasks", "masks / begun", "wrong updates", "decisions, median", "task found")
-    head += ("strict", "lenient", "told", "training", "RSS", "bank")
+    head = ["tasks", "masks / begun", "wrong updates", "decisions, median", "task found"]
+    head += ["strict", "lenient", "told", "training", "RSS", "bank"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *map(_line, reports)]
     return "\n".join([*lines, "", PAPER])
 
