@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from supsup_online import codec
 from supsup_online.datasets import load_mnist
 from supsup_online.decide import RULES, RuleSettings
-from supsup_online.learner import LearnerSettings, OnlineLearner, StreamState
+from supsup_online.learner import LearnerSettings, OnlineLearner
+from supsup_online.learner_state import StreamState
 from supsup_online.network import Network
 from supsup_online.predictor import predict
 from supsup_online.scenarios import Scenario

@@ -17,7 +17,8 @@ from daemon.redis_replies import reading
 from daemon.redis_store import CommitPlan, RedisStore
 from supsup_online import codec
 from supsup_online.errors import CodecError
-from supsup_online.learner import OnlineLearner, StreamState
+from supsup_online.learner import OnlineLearner
+from supsup_online.learner_state import StreamState
 from supsup_online.types import Decision
 
 STREAM_FIELD: Final = "stream:"

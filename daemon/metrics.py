@@ -80,7 +80,7 @@ METRICS: Final = (
     Metric("supsup_correct_samples_total", "counter", "rows", _PLACE, "Those answered right before the update."),
     Metric("supsup_dead_letters_total", "counter", "records", ("topic", "reason"), "Records put on TOPIC.dlq."),
     Metric("supsup_decisions_total", "counter", "decisions", ("action", "why"), "Decisions about a batch's mask."),
-    Metric("supsup_evictions_total", "counter", "masks", (), "Masks evicted to make room."),
+    Metric("supsup_evictions_total", "counter", "masks", (), "Masks evicted, to make room or by a look again."),
     Metric("supsup_commits_total", "counter", "commits", (), "Commits that Redis took."),
     Metric("supsup_retries_total", "counter", "attempts", ("dependency",), "Attempts that Kafka or Redis did not do."),
     Metric("supsup_rebalances_total", "counter", "times", (), "Rebalances that changed this trainer's partitions."),

@@ -29,6 +29,7 @@ Floats = NDArray[np.float32]
 RULES: Final[tuple[RuleName, ...]] = ("loss", "exact", "one-shot", "paper")
 
 _EXAMINED: Final = 5
+_QUARTER: Final = 4
 _MOST_UNSETTLED: Final = 8  # else a key per record would spend the whole budget on masks of one batch each
 
 
@@ -41,10 +42,11 @@ class RuleSettings:
         epsilon: allocate when k * max(nu) < 1 + epsilon (one-shot rules; the paper's 1/8).
         objective: H or G (one-shot rules).
         rows: samples of the batch that masks are ranked on; the best few then see the whole batch.
-        first_rows, shortlist: among more masks than `shortlist`, all are ranked on the first few samples and only
-            that many on the rest.
+        first_rows, shortlist: among more masks than `shortlist`, all are ranked on the first few samples, the better
+            quarter of them (at least `shortlist`) on twice as many, and so on.
         usual: largest residual with which the mask a stream has is kept at the end of a window without a look at the
             others.
+        looks: how many batches after an allocation are held against the other masks once more (not by `paper`).
         settled: batches before a mask may be reused by a stream other than the one that trains it: in its first
             batches a mask learns what all tasks have in common, so its loss cannot tell them apart.
         superposed: fewest masks in a superposition; untrained pads fill up (one-shot rules).
@@ -59,6 +61,7 @@ class RuleSettings:
     first_rows: int = 4
     shortlist: int = 32
     usual: float = 2.0
+    looks: int = 2
     settled: int = 5
     superposed: int = 5
     familiar: float = 0.25
@@ -69,8 +72,8 @@ class RuleSettings:
             raise SpecError(f"unknown rule {self.rule!r}: choose {', '.join(RULES)}")
         if min(self.rows, self.first_rows) < 1 or self.superposed < 2 or not self.epsilon >= 0:
             raise SpecError("decision rows must be at least 1, superposed at least 2, epsilon at least 0")
-        if self.shortlist < _EXAMINED or not self.usual >= 0:
-            raise SpecError(f"the shortlist must be at least {_EXAMINED}, the usual residual at least 0")
+        if self.shortlist < _EXAMINED or not self.usual >= 0 or self.looks < 0:
+            raise SpecError(f"the shortlist must be at least {_EXAMINED}, the usual residual and looks at least 0")
         if self.objective not in ("H", "G"):
             raise SpecError(f"unknown objective {self.objective!r}: choose H or G")
 
@@ -99,11 +102,21 @@ class Decider:
         self._chance = float(np.log(network.spec.classes))
         self._pads: dict[int, Words] = {}
 
-    def __call__(self, bank: MaskBank, stats: dict[int, MaskStats], stream: str, x: Tensor, y: Tensor) -> Verdict:
-        """Examine the masks of a bank for prepared inputs x (n, ...) and labels y (n,) of a stream."""
-        young = sum(stats[mask_id].batches < self.settings.settled for mask_id in bank)
-        open_to_all = young >= _MOST_UNSETTLED
-        ids = [mask_id for mask_id in bank if open_to_all or self._eligible(stats[mask_id], stream)]
+    def __call__(
+        self,
+        bank: MaskBank,
+        stats: dict[int, MaskStats],
+        stream: str,
+        x: Tensor,
+        y: Tensor,
+        *,
+        settled_only: bool = False,
+    ) -> Verdict:
+        """Examine the masks of a bank for prepared inputs x (n, ...) and labels y (n,) of a stream.
+
+        With `settled_only` only those that may be reused by any stream.
+        """
+        ids = self._settled(bank, stats) if settled_only else self._open_to(stream, bank, stats)
         if not ids:
             return Verdict((), ())
         rank: Callable[..., Verdict] = {"loss": self._by_loss, "exact": self._by_entropy}.get(
@@ -114,33 +127,46 @@ class Decider:
             return verdict
         return self._checked(bank, stats, verdict, x, y)
 
-    def _eligible(self, stats: MaskStats, stream: str) -> bool:
-        settled = stats.batches >= self.settings.settled or stats.stream == stream
-        return settled or self.settings.rule == "paper"
+    def _settled(self, bank: MaskBank, stats: dict[int, MaskStats]) -> list[int]:
+        return [mask_id for mask_id in bank if stats[mask_id].batches >= self.settings.settled]
+
+    def _open_to(self, stream: str, bank: MaskBank, stats: dict[int, MaskStats]) -> list[int]:
+        settled = self._settled(bank, stats)
+        if len(bank) - len(settled) >= _MOST_UNSETTLED or self.settings.rule == "paper":
+            return list(bank)
+        return sorted({*settled, *(mask_id for mask_id in bank if stats[mask_id].stream == stream)})
 
     def _by_loss(self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
         del stats
-        best = self._ranked(
-            bank, ids, len(x), lambda masks, n: inference.exact_losses(self.network, masks, x[:n], y[:n])
-        )
+        best = self._ranked(bank, ids, len(x), lambda masks, n: inference.exact_losses(self.network, masks, x[n], y[n]))
         return Verdict(best, best)
 
     def _by_entropy(self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
         del y
-        best = self._ranked(bank, ids, len(x), lambda masks, n: inference.exact_entropies(self.network, masks, x[:n]))
+        best = self._ranked(bank, ids, len(x), lambda masks, n: inference.exact_entropies(self.network, masks, x[n]))
         outputs, margin = self.network.spec.outputs, self.settings.familiar
         known = tuple(c for c in best if allocation.familiar(c.statistic, stats[c.mask_id].entropy, outputs, margin))
         return Verdict(known, best)
 
     def _ranked(
-        self, bank: MaskBank, ids: list[int], rows: int, measure: Callable[[Words, int], Floats]
+        self, bank: MaskBank, ids: list[int], rows: int, measure: Callable[[Words, slice], Floats]
     ) -> tuple[Examined, ...]:
-        """The best few of some masks by a mean over `rows` samples: all on a few samples first, then a shortlist."""
-        few = min(self.settings.first_rows, rows)
-        if few < rows and len(ids) > self.settings.shortlist:
-            short = _best(ids, measure(bank.stacked(ids), few).mean(axis=1), self.settings.shortlist)
-            ids = sorted(candidate.mask_id for candidate in short)
-        return _best(ids, measure(bank.stacked(ids), rows).mean(axis=1))
+        """The best few of some masks by a mean over `rows` samples, by successive halving (here: quartering).
+
+        A few samples are enough to drop most of many masks, and far too few to name the best: one that fits has to be
+        among the best quarter only.
+        """
+        chosen, totals, seen = np.array(ids), np.zeros(len(ids)), 0
+        while seen < rows:
+            many = len(chosen) > self.settings.shortlist
+            upto = min(max(self.settings.first_rows, 2 * seen), rows) if many else rows
+            totals = totals + measure(bank.stacked(chosen.tolist()), slice(seen, upto)).sum(axis=1)
+            seen = upto
+            if many and seen < rows:
+                left = max(self.settings.shortlist, len(chosen) // _QUARTER)
+                better = np.sort(np.argsort(totals, kind="stable")[:left])
+                chosen, totals = chosen[better], totals[better]
+        return _best(chosen.tolist(), (totals / rows).astype(np.float32))
 
     def _by_superposition(
         self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor
@@ -179,7 +205,7 @@ class Decider:
         )
 
 
-def _best(ids: list[int], statistics: Floats, number: int = _EXAMINED) -> tuple[Examined, ...]:
+def _best(ids: list[int], statistics: Floats) -> tuple[Examined, ...]:
     """The few masks with the smallest statistic, in order; equal ones by id."""
-    order = np.argsort(statistics, kind="stable")[:number]
+    order = np.argsort(statistics, kind="stable")[:_EXAMINED]
     return tuple(Examined(ids[i], float(statistics[i])) for i in order)

@@ -25,6 +25,7 @@ from supsup_online.drift import DETECTORS, DriftMonitor
 from supsup_online.errors import BadBatchError, CodecError, SpecError
 from supsup_online.fused_trainer import trainer_for
 from supsup_online.inference import entropy
+from supsup_online.learner_state import Changes, StreamState
 from supsup_online.network import Network
 from supsup_online.optimisers import OptimiserChoice
 from supsup_online.predictor import predict
@@ -66,47 +67,6 @@ class LearnerSettings:
             raise SpecError(f"unknown drift detector {self.detector!r}: choose {', '.join(DETECTORS)}")
         if self.over_budget not in get_args(OverBudgetPolicy):
             raise SpecError(f"unknown policy over budget {self.over_budget!r}: choose overflow or evict")
-
-
-@dataclass(slots=True)
-class StreamState:
-    """Where a stream stands.
-
-    Attributes:
-        mask_id: its mask, or None before the first decision and while over budget.
-        position: batches trained since the last decision, or since the mask was last found to be usual at the end
-            of a window.
-        drift: the detector over those batches.
-        last_used: the learner's step count at its newest batch.
-    """
-
-    mask_id: int | None
-    position: int
-    drift: DriftMonitor
-    last_used: int = 0
-
-    def begin_window(self) -> None:
-        """The mask was chosen or found right again."""
-        self.position = 0
-        self.drift.reset()
-
-
-@dataclass(slots=True)
-class Changes:
-    """What differs from the last commit: ids of masks and names of streams.
-
-    Attributes:
-        masks: new or trained, or heated without training: bits, statistics and hot state have to be written.
-        removed: evicted from the bank.
-        cooled: no longer hot; their scores are to be forgotten.
-        streams, forgotten_streams: states to be written or removed.
-    """
-
-    masks: set[int] = field(default_factory=set)
-    removed: set[int] = field(default_factory=set)
-    cooled: set[int] = field(default_factory=set)
-    streams: set[str] = field(default_factory=set)
-    forgotten_streams: set[str] = field(default_factory=set)
 
 
 class OnlineLearner:
@@ -154,11 +114,10 @@ class OnlineLearner:
         self.steps += 1
         stream = self._stream(batch.stream)
         evaluation = self._test(stream.mask_id, x, y)
-        decision = None
-        if why := self._why_decide(stream, evaluation):
-            decision = self._act(batch.stream, why, x, y)
-            if evaluation is None or decision.mask_id != decision.previous:
-                evaluation = self._test(stream.mask_id, x, y)
+        why = self._why_decide(stream, evaluation)
+        decision = self._act(batch.stream, why, x, y) if why else self._look_again(batch.stream, x, y)
+        if decision and (evaluation is None or decision.mask_id != decision.previous):
+            evaluation = self._test(stream.mask_id, x, y)
         if stream.mask_id is None or evaluation is None:
             return StepResult(batch.stream, len(y), None, trained=False, decision=decision)
         result = self._result(batch, stream.mask_id, evaluation, y, decision)
@@ -225,16 +184,40 @@ class OnlineLearner:
             case allocation.OverBudget():
                 action, stream.mask_id = "over-budget", None
         stream.begin_window()
-        return Decision(
-            action=action,
-            mask_id=stream.mask_id,
-            why=why,
-            rule=self.settings.rule.rule,
-            candidates=verdict.examined,
-            ratio=verdict.ratio,
-            evicted=evicted,
-            previous=previous,
-        )
+        return self._decision(action, stream.mask_id, why, verdict, evicted=evicted, previous=previous)
+
+    def _decision(
+        self,
+        action: Action,
+        mask_id: int | None,
+        why: Why,
+        verdict: Verdict,
+        *,
+        evicted: int | None,
+        previous: int | None,
+    ) -> Decision:
+        rule = self.settings.rule.rule
+        return Decision(action, mask_id, why, rule, verdict.examined, verdict.ratio, evicted, previous)
+
+    def _look_again(self, name: str, x: Tensor, y: Tensor) -> Decision | None:
+        """Hold the batches after an allocation against the other masks, and return to one that explains them.
+
+        An odd batch, or an update that went wrong, makes a mask look like one of another task, for a batch or two. The
+        new mask is removed: a task has one mask.
+        """
+        stream, rule = self.streams[name], self.settings.rule
+        young = stream.mask_id
+        if young is None or not 0 < self.stats[young].batches <= rule.looks or not self._watchful:
+            return None
+        self.sync()
+        verdict = self._decide(self.bank, self.stats, name, x, y, settled_only=True)
+        choice = allocation.choose(verdict.known, room=True)
+        if not isinstance(choice, allocation.Reuse):
+            return None
+        self._evict([young])
+        stream.mask_id = choice.mask_id
+        stream.begin_window()
+        return self._decision("reuse", stream.mask_id, "look-again", verdict, evicted=young, previous=young)
 
     def _result(
         self, batch: Batch, mask_id: int, evaluation: Evaluation, y: Tensor, decision: Decision | None

@@ -26,7 +26,8 @@ from river import base
 
 from supsup_online.decide import RuleSettings
 from supsup_online.errors import BadBatchError, SpecError
-from supsup_online.learner import INPUT_LIMIT, LearnerSettings, OnlineLearner, StreamState
+from supsup_online.learner import INPUT_LIMIT, LearnerSettings, OnlineLearner
+from supsup_online.learner_state import StreamState
 from supsup_online.network import Network
 from supsup_online.optimisers import OptimiserChoice
 from supsup_online.predictor import predict

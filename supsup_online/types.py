@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Action = Literal["reuse", "allocate", "over-budget"]
-Why = Literal["start", "window", "drift"]
+Why = Literal["start", "window", "drift", "look-again"]
 
 # Choices by name, for settings: kept in a module that imports nothing heavy.
 RuleName = Literal["loss", "exact", "one-shot", "paper"]
@@ -60,11 +60,12 @@ class Decision:
     Attributes:
         action: reuse, allocate or over-budget.
         mask_id: the mask chosen; None when over budget.
-        why: what asked for the decision: a stream without a mask, the end of a window, or drift.
+        why: what asked for the decision: a stream without a mask, the end of a window, drift, or a new mask whose
+            first batches another one explains after all.
         rule: the rule that decided.
         candidates: masks examined, best first (at most five).
         ratio: k * max(nu) for the one-shot rules, else None.
-        evicted: the mask that had to go, or None.
+        evicted: the mask that had to go, to make room or as one too many; or None.
         previous: the mask the stream had before, or None.
     """
 

@@ -11,7 +11,8 @@ from supsup_online.decide import RuleSettings
 from supsup_online.drift import DETECTORS
 from supsup_online.errors import BadBatchError, SpecError
 from supsup_online.inference import entropy
-from supsup_online.learner import Changes, LearnerSettings, OnlineLearner, StreamState
+from supsup_online.learner import LearnerSettings, OnlineLearner
+from supsup_online.learner_state import Changes, StreamState
 from unit import tiny
 from unit.tiny import masks_of, permuted, relabelled, run
 
@@ -188,6 +189,48 @@ def test_a_window_that_ends_with_an_unusual_batch_ends_with_a_decision():
     results = run(subject, permuted(0)(300))
     assert {d.why for i, d in decided(results) if i} == {"window"}, "of many windows some end above the running loss"
     assert {d.mask_id for _, d in decided(results)} == {0}
+
+
+# ---- looking again
+
+
+def test_a_mask_started_for_an_odd_batch_is_removed_when_the_next_batch_fits_an_older_one():
+    subject = tiny.learner()
+    results = run(subject, permuted(0)(30), permuted(1)(1, seed=1), permuted(0)(10, seed=2))
+    assert masks_of(results) == [0, 1, 0]
+    last = results[31].decision
+    assert (last.action, last.why, last.mask_id, last.previous, last.evicted) == ("reuse", "look-again", 0, 1, 1)
+    assert list(subject.bank) == list(subject.stats) == [0]
+    assert subject.changes.removed == {1}
+    assert subject.streams[""].position == 10
+
+
+def test_a_new_mask_whose_next_batches_fit_no_other_stays_without_a_word():
+    subject = tiny.learner()
+    results = run(subject, permuted(0)(30), permuted(1)(10, seed=1))
+    assert [d.why for _, d in decided(results)] == ["start", "drift"]
+    assert masks_of(results) == [0, 1]
+
+
+def test_after_so_many_looks_a_new_mask_is_believed():
+    def reasons(looks):
+        subject = tiny.learner(rule=RuleSettings(looks=looks))
+        results = run(subject, permuted(0)(30), permuted(1)(3, seed=1), permuted(0)(1, seed=2))
+        return [d.why for _, d in decided(results)]
+
+    assert "look-again" not in reasons(2)
+    assert "look-again" in reasons(3)
+
+
+@pytest.mark.parametrize("settings", [{"rule": RuleSettings(looks=0)}, {"rule": RuleSettings("paper")}], ids=str)
+def test_nobody_looks_again_where_that_is_switched_off(settings):
+    results = run(tiny.learner(**settings), permuted(0)(20), permuted(1)(1, seed=1), permuted(0)(3, seed=2))
+    assert "look-again" not in [d.why for _, d in decided(results)]
+
+
+def test_a_mask_that_is_young_itself_takes_no_batches_back():
+    results = run(tiny.learner(), permuted(0)(3), permuted(1)(1, seed=1), permuted(0)(3, seed=2))
+    assert "look-again" not in [d.why for _, d in decided(results)]
 
 
 # ---- several streams

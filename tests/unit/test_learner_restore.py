@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from supsup_online import codec
 from supsup_online.errors import CodecError
-from supsup_online.learner import OnlineLearner, StreamState
+from supsup_online.learner import OnlineLearner
+from supsup_online.learner_state import StreamState
 from supsup_online.stats import MaskStats
 from supsup_online.trainer import HotMask
 from unit import tiny
