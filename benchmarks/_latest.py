@@ -1,5 +1,6 @@
 """Where the benchmarks leave their figures: benchmarks/results/latest.json, one object for all of them."""
 
+import gc
 import json
 import os
 import platform
@@ -44,14 +45,34 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def medians(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each way; they take turns, so that a busy moment meets all of them."""
+def medians(ways: dict[str, Callable[[], Any]], rounds: int, burst: int = 1) -> dict[str, float]:
+    """Median milliseconds of each way; they take turns, so that a busy moment meets all of them.
+
+    A turn is `burst` calls; of several the first is not counted: it finds the caches as another way left them.
+    """
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()
     for _ in range(rounds):
         for name, way in ways.items():
-            begun = time.perf_counter()
-            way()
-            spent[name].append(1e3 * (time.perf_counter() - begun))
+            times = []
+            for _ in range(burst):
+                begun = time.perf_counter()
+                way()
+                times.append(1e3 * (time.perf_counter() - begun))
+            spent[name] += times[1:] or times
     return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def peak_bytes(way: Callable[[], Any]) -> int:
+    """By how much one call raises this process's memory at its peak, beyond what it has before (Linux)."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+    before = _status("VmRSS")
+    way()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

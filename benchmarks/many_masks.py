@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _latest import RESULTS, medians, record
+from _latest import RESULTS, medians, peak_bytes, record
 
 from supsup_online import inference, many_masks
 from supsup_online.inference import entropy
@@ -60,10 +60,13 @@ def measure(network: Network, count: int, rounds: int) -> dict[str, Any]:
         "dense one-shot, by a matrix product": lambda: dense_one_shot(network, stacked, x, as_product=True),
         "dense exact": lambda: dense_exact(network, some, x),
     }
+    held = {name: stacked.nbytes if name.startswith("dense") else masks.nbytes for name in ways if "one-shot" in name}
+    memory = {name: held[name] + peak_bytes(ways[name]) for name in held}
     ms = medians(ways, rounds)
     ms["dense exact"] *= count / len(some)
     agree = np.abs(inference.one_shot(network, masks, x).gradient - dense_one_shot(network, stacked, x).numpy()).max()
-    return {"masks": count, "ms": ms, "packed": masks.nbytes, "dense": stacked.nbytes, "difference": float(agree)}
+    sizes = {"packed": masks.nbytes, "dense": stacked.nbytes, "memory": memory}
+    return {"masks": count, "ms": ms, **sizes, "difference": float(agree)}
 
 
 def masks_of(network: Network, count: int) -> np.ndarray:
@@ -77,6 +80,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per way, a column per number of masks."""
     lines = ["| ms | " + " | ".join(f"k = {row['masks']}" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{row['ms'][name]:.2f}" for row in rows) + " |" for name in rows[0]["ms"]]
+    lines += [
+        f"| MB with what the call needs, {name} | "
+        + " | ".join(f"{row['memory'][name] / 1e6:.1f}" for row in rows)
+        + " |"
+        for name in rows[0]["memory"]
+    ]
     lines += [
         f"| MB, {name} | " + " | ".join(f"{row[name] / 1e6:.1f}" for row in rows) + " |" for name in ("packed", "dense")
     ]
@@ -98,7 +107,10 @@ def main() -> None:
     figures = {
         "one_shot_speedup_over_dense": ms["dense one-shot"] / ms["one-shot"],
         "one_shot_speedup_over_matrix_product": ms["dense one-shot, by a matrix product"] / ms["one-shot"],
-        "one_shot_memory_over_dense": most["packed"] / most["dense"],
+        "one_shot_memory_over_dense": most["memory"]["one-shot"] / most["memory"]["dense one-shot"],
+        "one_shot_memory_over_matrix_product": most["memory"]["one-shot"]
+        / most["memory"]["dense one-shot, by a matrix product"],
+        "packed_over_dense": most["packed"] / most["dense"],
         "exact_over_one_shot": ms["exact, one image"] / ms["one-shot"],
         "exact_over_one_shot_mean_known": ms["exact, one image"] / ms["one-shot, mean known"],
         "binary_over_one_shot": ms["binary"] / ms["one-shot"],

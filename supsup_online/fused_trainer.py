@@ -11,7 +11,6 @@ eight bits of mantissa; scores and moments stay float32.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -32,7 +31,7 @@ from supsup_online.trainer import EdgePopupTrainer, Evaluation, HotMask
 
 Precision = Literal["float32", "bfloat16"]
 
-_LEAST: Final = 32_768  # weights worth a thread
+_LEAST: Final = 16  # pieces worth a thread
 _ABS: Final = np.int32(0x7FFFFFFF)
 _BAND: Final = (0.004, 0.25)  # half width of the band of notes: least and most, as shares of the threshold
 _SLACK: Final = 4.0  # the band over how far the threshold moved last
@@ -57,8 +56,15 @@ class Effective:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ForwardPass(Evaluation):
-    """An evaluation with what the backward pass needs: the inputs of each layer (n, inputs) and the labels (n,)."""
+    """An evaluation with what the backward pass needs.
 
+    Attributes:
+        log_p: log-softmax of the logits (n, outputs).
+        inputs: of each layer (n, inputs).
+        labels: (n,).
+    """
+
+    log_p: Tensor
     inputs: tuple[Tensor, ...]
     labels: Tensor
 
@@ -86,8 +92,8 @@ def trainer_for(network: Network, optimiser: Optimiser, precision: Precision = "
 class FusedTrainer(EdgePopupTrainer):
     """Trains masks over one frozen MLP; holds buffers, and no state of any mask itself.
 
-    Memory: a gradient and a list of indices for the whole network, 8 bytes per weight; per hot mask, beside scores and
-    moments, 4 bytes per weight (2 in bfloat16).
+    Memory: a list of indices for the whole network, 4 bytes per weight, and the gradient of the largest layer; per hot
+    mask, beside scores and moments, 4 bytes per weight (2 in bfloat16).
     """
 
     def __init__(self, network: Network, optimiser: Optimiser, precision: Precision = "float32") -> None:
@@ -99,8 +105,7 @@ class FusedTrainer(EdgePopupTrainer):
         self._offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._frozen: NDArray[np.float32] = network.weights.numpy()
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        self._gradient = torch.empty(network.architecture.weight_count, dtype=self._dtype)
-        self._gradients = network.architecture.split(self._gradient)
+        self._gradient = torch.empty(max(sizes), dtype=self._dtype)
         self._noted = np.empty(network.architecture.weight_count, dtype=np.int32)
         self._scales = [float(part.abs().max()) for part in self._weights]
         variant = network.variant
@@ -144,11 +149,14 @@ class FusedTrainer(EdgePopupTrainer):
                 hot.scores.numpy()[first:last], self._frozen[first:last], _bits(effective.flat)[first:last]
             )
             return
-        every = np.arange(first, last, dtype=np.int32)
-        self._settle(hot, effective, layer, every, self._kept[layer])
+        self._noted[first:last] = np.arange(first, last, dtype=np.int32)
+        self._settle(hot, effective, layer, [(first, last - first)], self._kept[layer])
 
-    def _settle(self, hot: HotMask, effective: Effective, layer: int, inside: NDArray[np.int32], missing: int) -> None:
-        step.settle(_keys(hot), self._frozen, _bits(effective.flat), inside, missing, effective.cut[layer])
+    def _settle(
+        self, hot: HotMask, effective: Effective, layer: int, places: list[tuple[int, int]], missing: int
+    ) -> None:
+        where, cut = np.array(places, dtype=np.int64), effective.cut[layer]
+        step.settle(_keys(hot), self._frozen, _bits(effective.flat), self._noted, where, missing, cut)
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
@@ -162,78 +170,82 @@ class FusedTrainer(EdgePopupTrainer):
             if layer < len(weights) - 1:
                 h = self._scaled(h, layer).relu_()
         logits = self._scaled(h.float(), len(weights) - 1)
-        losses = functional.cross_entropy(logits, y, reduction="none")
-        return ForwardPass(logits, losses, losses.mean(), (), tuple(inputs), y)
+        log_p = functional.log_softmax(logits, dim=1)
+        losses = functional.nll_loss(log_p, y, reduction="none")
+        return ForwardPass(logits, losses, losses.mean(), (), log_p, tuple(inputs), y)
 
     def update(self, hot: HotMask, evaluation: Evaluation) -> None:
         """Edge-popup: gradient to the effective weights, times the frozen weights, straight through to the scores."""
         assert isinstance(evaluation, ForwardPass)  # noqa: S101 - for the type checker; `evaluate` made it
         effective = self._effective(hot)
-        rows = len(evaluation.labels)
-        above = evaluation.logits.softmax(1)
-        above[torch.arange(rows), evaluation.labels] -= 1
-        above = above.div_(rows).to(self._dtype)
+        kind, constants = _constants(self.optimiser, hot.optimiser)
+        above = _output_gradient(evaluation).to(self._dtype)
         for layer in reversed(range(len(effective.layers))):
-            inputs = evaluation.inputs[layer]
-            torch.mm(above.T, inputs, out=self._gradients[layer])
-            if layer:
-                above = self._scaled(above @ effective.layers[layer], layer)
-                above = above.mul_(inputs > 0)
-        self._advance(hot, effective)
+            inputs, outputs = evaluation.inputs[layer], above
+            if layer:  # before the weights change
+                above = self._scaled(outputs @ effective.layers[layer], layer)
+                above = torch.ops.aten.threshold_backward(above, inputs, 0)
+            self._advance(hot, effective, layer, (outputs, inputs), (kind, constants))
 
     def _scaled(self, outputs: Tensor, layer: int) -> Tensor:
         """Signs stand for weights in bfloat16: their size comes in here."""
         return outputs if self._dtype == torch.float32 else outputs.mul_(self._scales[layer])
 
-    def _advance(self, hot: HotMask, effective: Effective) -> None:
-        kind, constants = _constants(self.optimiser, hot.optimiser)
-        low, high = self._band(effective)
-        found: list[tuple[int, NDArray[np.int64]]] = []
-        advance: Any = partial(
-            step.advance,
-            _bits(self._gradient),
-            self._frozen,
-            hot.scores.numpy(),
-            hot.optimiser.moments[0].numpy(),
-            hot.optimiser.moments[-1].numpy(),
-            _bits(effective.flat),
-            self._noted,
-        )
+    def _advance(
+        self,
+        hot: HotMask,
+        effective: Effective,
+        layer: int,
+        factors: tuple[Tensor, Tensor],
+        rule: tuple[int, NDArray[np.float32]],
+    ) -> None:
+        """Gradient of a layer, and the pass over its scores while most of it is in a cache."""
+        outputs, inputs = factors
+        low, high = self._band(effective, layer)
+        moments = hot.optimiser.moments
+        arrays = (self._frozen, hot.scores.numpy(), moments[0].numpy(), moments[-1].numpy(), _bits(effective.flat))
+        begin, end = int(self._offsets[layer]), int(self._offsets[layer + 1])
+        gradient = self._gradient[: end - begin]
+        torch.mm(outputs.T, inputs, out=gradient.view(outputs.shape[1], -1))
+        found: list[tuple[int, int, int]] = []
 
         def part(first: int, last: int) -> None:
-            counts = np.zeros((len(low), 2), dtype=np.int64)
-            advance(counts, self._offsets, low, high, kind, constants, first, last)
-            found.append((first, counts))
+            a, b = begin + first * step.PIECE, min(begin + last * step.PIECE, end)
+            above, inside = step.advance(_bits(gradient), *arrays, self._noted, low, high, *rule, a, b, begin)
+            found.append((a, int(above), inside))
 
-        spread(len(self._noted), part, least=_LEAST)
+        spread(-(-(end - begin) // step.PIECE), part, least=_LEAST)
         if self._kept is not None:
-            self._cut(hot, effective, sorted(found, key=lambda pair: pair[0]))
+            self._cut(hot, effective, layer, sorted(found))
 
-    def _band(self, effective: Effective) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Keys between which the new thresholds are expected, int32 (layers,) each."""
+    def _band(self, effective: Effective, layer: int) -> tuple[int, int]:
+        """Keys between which the layer's new threshold is expected; -1 without top-k."""
         if self._kept is None:
-            nothing = np.full(len(effective.layers), -1, dtype=np.int32)
-            return nothing, nothing
-        threshold = effective.cut[:, 0].copy().view(np.float32)
-        width = np.array(effective.width, dtype=np.float32)
-        low, high = threshold * (1 - width), threshold * (1 + width)
-        return low.view(np.int32), high.view(np.int32)
+            return -1, -1
+        threshold, width = effective.cut[layer, :1].view(np.float32)[0], np.float32(effective.width[layer])
+        ends = np.array([threshold * (1 - width), threshold * (1 + width)], dtype=np.float32).view(np.int32)
+        return int(ends[0]), int(ends[1])
 
-    def _cut(self, hot: HotMask, effective: Effective, found: list[tuple[int, NDArray[np.int64]]]) -> None:
-        """Find each layer's exact threshold inside its band, or, where it is not there, among all scores."""
+    def _cut(self, hot: HotMask, effective: Effective, layer: int, found: list[tuple[int, int, int]]) -> None:
+        """Find the layer's exact threshold inside its band, or, where it is not there, among all scores."""
         assert self._kept is not None  # noqa: S101 - for the type checker; `_advance` asked
-        for layer, kept in enumerate(self._kept):
-            before = float(effective.cut[layer, :1].view(np.float32)[0])
-            places = [(max(first, int(self._offsets[layer])), int(counts[layer, 1])) for first, counts in found]
-            inside = np.concatenate([self._noted[at : at + number] for at, number in places])
-            missing = kept - sum(int(counts[layer, 0]) for _, counts in found)
-            if 0 < missing <= len(inside):
-                self._settle(hot, effective, layer, inside, missing)
-            else:
-                self._select(hot, effective, layer)
-            after = float(effective.cut[layer, :1].view(np.float32)[0])
-            moved = abs(after - before) / before if before > 0 else _BAND[1]
-            effective.width[layer] = min(max(_SLACK * moved, _BAND[0]), _BAND[1])
+        threshold = effective.cut[layer, :1].view(np.float32)
+        before = float(threshold[0])
+        missing = self._kept[layer] - sum(above for _, above, _ in found)
+        if 0 < missing <= sum(inside for _, _, inside in found):
+            self._settle(hot, effective, layer, [(at, inside) for at, _, inside in found], missing)
+        else:
+            self._select(hot, effective, layer)
+        moved = abs(float(threshold[0]) - before) / before if before > 0 else _BAND[1]
+        effective.width[layer] = min(max(_SLACK * moved, _BAND[0]), _BAND[1])
+
+
+def _output_gradient(evaluation: ForwardPass) -> Tensor:
+    """Gradient of the mean loss to the logits: (softmax - one-hot) / n."""
+    rows = len(evaluation.labels)
+    gradient = evaluation.log_p.exp()
+    gradient.numpy()[np.arange(rows), evaluation.labels.numpy()] -= 1  # torch's indexing takes six times as long
+    return gradient.div_(rows)
 
 
 def _keys(hot: HotMask) -> NDArray[np.int32]:
@@ -255,13 +267,14 @@ def _constants(optimiser: Optimiser, state: OptimiserState) -> tuple[int, NDArra
     match optimiser:
         case Adam():
             mean, square = (1 - beta**state.step for beta in optimiser.betas)
-            numbers = (optimiser.learning_rate / mean, 1 - optimiser.betas[0], optimiser.betas[1])
-            return step.ADAM, _floats(*numbers, 1 - optimiser.betas[1], square**0.5, optimiser.eps)
+            root, (slow, slower) = square**0.5, optimiser.betas
+            rate = optimiser.learning_rate / mean * root
+            return step.ADAM, _floats(rate, 1 - slow, slower, 1 - slower, optimiser.eps * root)
         case RMSprop():
             decay = optimiser.decay
-            return step.RMSPROP, _floats(optimiser.learning_rate, 0, decay, 1 - decay, 1, optimiser.eps)
+            return step.RMSPROP, _floats(optimiser.learning_rate, 0, decay, 1 - decay, optimiser.eps)
         case SGD():
-            return step.SGD, _floats(optimiser.learning_rate, 0, optimiser.momentum, 0, 1, 0)
+            return step.SGD, _floats(optimiser.learning_rate, 0, optimiser.momentum, 0, 0)
     raise TypeError(f"the step is not written out for {type(optimiser).__name__}")
 
 

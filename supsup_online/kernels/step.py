@@ -24,7 +24,9 @@ ADAM: Final = 0
 RMSPROP: Final = 1
 SGD: Final = 2
 
-_PIECE: Final = 2048  # weights: six arrays of 8 KB
+PIECE: Final = (
+    2048  # weights: six arrays of 8 KB. Cut elsewhere, a last bit may differ: vectors and their rest round apart
+)
 _BLOCK: Final = 32
 _ABS: Final = np.int32(0x7FFFFFFF)
 
@@ -38,52 +40,51 @@ def advance(
     second_moment: Floats,
     effective: NDArray[np.generic],
     noted: NDArray[np.int32],
-    counts: Whole,
-    offsets: Whole,
-    low: NDArray[np.int32],
-    high: NDArray[np.int32],
+    low: int,
+    high: int,
     kind: int,
     constants: Floats,
     first: int,
     last: int,
-) -> None:
-    """The pass over weights first..last-1.
+    base: int,
+) -> tuple[np.int32, int]:
+    """The pass over weights first..last-1 of one layer.
 
     Args:
-        gradient: to the effective weights, float32 (P,), or bfloat16 as its bits, uint16 (P,).
+        gradient: to the effective weights from `base` on, float32, or bfloat16 as its bits, uint16.
         weights: frozen, float32 (P,).
         scores: float32 (P,), changed.
         first_moment: float32 (P,), changed (Adam: the mean; RMSprop: the square; SGD: the velocity).
         second_moment: float32 (P,), changed (Adam: the square); else not used.
         effective: float32 (P,): weight or 0; or uint16 (P,): the sign of the weight or 0, as bits of a bfloat16.
-        noted: int32 (P,): indices inside the band, of each layer from where this part of it begins.
-        counts: int64 (layers, 2): how many keys lie above the band, how many inside.
-        offsets: int64 (layers + 1,): where each layer begins.
-        low: int32 (layers,): smallest key inside the band; negative: no top-k but scores >= 0.
-        high: int32 (layers,): largest key inside the band.
+        noted: int32 (P,): indices inside the band, written from `first` on.
+        low: smallest key inside the band; negative: no top-k but scores >= 0.
+        high: largest key inside the band.
         kind: ADAM, RMSPROP or SGD.
-        constants: float32 (6,), see `_move`.
+        constants: float32 (5,), see `_move`.
         first: begin of the part.
         last: its end.
+        base: the weight that the gradient begins with.
+
+    Returns:
+        how many keys lie above the band, and how many inside.
     """
-    piece = np.empty(_PIECE, np.float32)
-    for layer in range(len(offsets) - 1):
-        a, b = max(first, offsets[layer]), min(last, offsets[layer + 1])
-        counts[layer, 0], counts[layer, 1] = 0, 0
-        by_magnitude = low[layer] >= 0
-        for begin in range(a, b, _PIECE):
-            end = min(begin + _PIECE, b)
-            some, frozen = piece[: end - begin], weights[begin:end]
-            score, target = scores[begin:end], effective[begin:end]
-            _widen(gradient[begin:end], some)
-            _through(some, frozen, score, by_magnitude)
-            _move(kind, constants, some, score, first_moment[begin:end], second_moment[begin:end])
-            if by_magnitude:
-                keys = score.view(np.int32)
-                counts[layer, 0] += _keep(keys, high[layer], frozen, target)
-                counts[layer, 1] += _note(keys, low[layer], high[layer], begin, noted[a + counts[layer, 1] :])
-            else:
-                keep_positive(score, frozen, target)
+    piece = np.empty(PIECE, np.float32)
+    above, inside = np.int32(0), 0
+    for begin in range(first, last, PIECE):
+        end = min(begin + PIECE, last)
+        some, frozen = piece[: end - begin], weights[begin:end]
+        score, target = scores[begin:end], effective[begin:end]
+        _widen(gradient[begin - base : end - base], some)
+        _through(some, frozen, score, low >= 0)
+        _move(kind, constants, some, score, first_moment[begin:end], second_moment[begin:end])
+        if low >= 0:
+            keys = score.view(np.int32)
+            above += _keep(keys, high, frozen, target)
+            inside += _note(keys, low, high, begin, noted[first + inside :])
+        else:
+            keep_positive(score, frozen, target)
+    return above, inside
 
 
 @compiled
@@ -114,15 +115,15 @@ def _through(some: Floats, frozen: Floats, score: Floats, by_magnitude: bool) ->
 def _move(kind: int, c: Floats, g: Floats, score: Floats, one: Floats, two: Floats) -> None:
     """The optimiser.
 
-    Constants: learning rate (bias-corrected), 1 - decay of the mean, decay of the square (SGD: the momentum),
-    1 - decay of the square, root of the square's bias correction, eps.
+    Constants: learning rate, 1 - decay of the mean, decay of the square (SGD: the momentum), 1 - decay of the square,
+    eps. Adam's bias corrections are in the rate and in eps: a quotient less per weight.
     """
-    rate, fresh, decay, more, root, eps = c[0], c[1], c[2], c[3], c[4], c[5]
+    rate, fresh, decay, more, eps = c[0], c[1], c[2], c[3], c[4]
     if kind == ADAM:
         for i in range(len(g)):
             one[i] += fresh * (g[i] - one[i])
             two[i] = decay * two[i] + more * (g[i] * g[i])
-            score[i] -= rate * (one[i] / (np.sqrt(two[i]) / root + eps))
+            score[i] -= rate * (one[i] / (np.sqrt(two[i]) + eps))
     elif kind == RMSPROP:
         for i in range(len(g)):
             one[i] = decay * one[i] + more * (g[i] * g[i])
@@ -190,7 +191,8 @@ def settle(
     keys: NDArray[np.int32],
     weights: Floats,
     effective: NDArray[np.generic],
-    inside: NDArray[np.int32],
+    noted: NDArray[np.int32],
+    places: Whole,
     missing: int,
     cut: NDArray[np.int32],
 ) -> None:
@@ -199,20 +201,25 @@ def settle(
     Args:
         keys: bits of the scores, int32 (P,).
         weights: frozen, float32 (P,).
-        effective: as in `advance`, changed where `inside` says.
-        inside: ascending indices, int32 (n,).
-        missing: how many of them are to be kept, 1..n.
+        effective: as in `advance`, changed at the indices noted.
+        noted: int32 (P,), indices.
+        places: int64 (parts, 2): where in `noted` ascending indices begin, and how many there are.
+        missing: how many of them are to be kept, 1..all.
         cut: int32 (2,): set to the threshold and the last index kept among those equal to it.
     """
+    inside = np.empty(places[:, 1].sum(), np.int32)
     magnitude = np.empty(len(inside), np.int32)
-    for i in range(len(inside)):
-        magnitude[i] = keys[inside[i]] & _ABS
-    threshold = np.partition(magnitude, len(inside) - missing)[len(inside) - missing]
+    count = 0
+    for part in range(len(places)):
+        for i in range(places[part, 0], places[part, 0] + places[part, 1]):
+            inside[count], magnitude[count] = noted[i], keys[noted[i]] & _ABS
+            count += 1
+    threshold = np.partition(magnitude, count - missing)[count - missing]
     equal = missing
-    for i in range(len(inside)):
+    for i in range(count):
         equal -= magnitude[i] > threshold
     cut[0] = threshold
-    for i in range(len(inside)):
+    for i in range(count):
         at, kept = inside[i], magnitude[i] > threshold
         if magnitude[i] == threshold and equal > 0:
             kept, equal, cut[1] = True, equal - 1, at
