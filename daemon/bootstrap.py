@@ -54,7 +54,7 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
         telemetry = start_telemetry(stack, settings)
         try:
             network = Network.build(spec, pick_device(settings.device))
-            settings.learner()
+            OnlineLearner(network, settings.learner())  # refused here, before anything is waited for
         except SpecError as error:
             raise ConfigError(str(error)) from error
         while not _serve_a_term(settings, network, stop, telemetry):
@@ -71,7 +71,7 @@ def _serve_a_term(settings: Settings, network: Network, stop: StopRequest, telem
         store = connect_store(stack, settings)
         store.open(network)
         learner = OnlineLearner(network, settings.learner())
-        warm_up(network, learner.trainer.optimiser)
+        warm_up(network, learner.trainer.optimiser, settings.precision)
         try:
             loop = take_over(stack, settings, store, learner, stop, telemetry=telemetry)
             if loop is not None:

@@ -23,6 +23,7 @@ from supsup_online.types import (
     Objective,
     OptimiserName,
     OverBudgetPolicy,
+    Precision,
     RuleName,
     VariantName,
     WeightInit,
@@ -151,6 +152,7 @@ class Settings(BaseModel):
     learning_rate: Annotated[float | None, BeforeValidator(_optional)] = Field(
         None, gt=0, allow_inf_nan=False, description="Learning rate; empty: the optimiser's default."
     )
+    precision: Precision = Field("float32", description="Products of a training step: float32 or bfloat16.")
     hot_masks: int = Field(8, ge=1, description="Masks whose scores are kept; at least the streams active at a time.")
     max_streams: int = Field(1000, ge=1, description="Streams (record keys) remembered.")
 
@@ -237,6 +239,7 @@ class Settings(BaseModel):
             decision_every=self.decision_every,
             detector=self.detector,
             optimiser=OptimiserChoice(self.optimiser, self.learning_rate),
+            precision=self.precision,
             over_budget=self.over_budget,
             hot_masks=self.hot_masks,
             max_streams=self.max_streams,

@@ -11,7 +11,7 @@ eight bits of mantissa; scores and moments stay float32.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -28,8 +28,7 @@ from supsup_online.layers import MaskedLinear
 from supsup_online.network import Network
 from supsup_online.optimisers import SGD, Adam, Optimiser, OptimiserState, RMSprop
 from supsup_online.trainer import EdgePopupTrainer, Evaluation, HotMask
-
-Precision = Literal["float32", "bfloat16"]
+from supsup_online.types import Precision
 
 _LEAST: Final = 16  # pieces worth a thread
 _ABS: Final = np.int32(0x7FFFFFFF)

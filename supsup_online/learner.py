@@ -31,7 +31,16 @@ from supsup_online.optimisers import OptimiserChoice
 from supsup_online.predictor import predict
 from supsup_online.stats import MaskStats
 from supsup_online.trainer import Evaluation, HotMask
-from supsup_online.types import Action, Batch, Decision, DetectorName, OverBudgetPolicy, StepResult, Why
+from supsup_online.types import (
+    Action,
+    Batch,
+    Decision,
+    DetectorName,
+    OverBudgetPolicy,
+    Precision,
+    StepResult,
+    Why,
+)
 
 INPUT_LIMIT: Final = 1e6  # keeps logits and squared gradients inside float32
 
@@ -45,6 +54,8 @@ class LearnerSettings:
         decision_every: batches of one stream between two decisions.
         detector: river's drift detector on the residual loss, or `none`; the `paper` rule uses none.
         optimiser: of the scores.
+        precision: of the products of a training step; bfloat16 for fully connected layers with signed-constant
+            weights on a CPU. Masks are followed in float32 either way.
         over_budget: what to do when a new mask is needed and the budget is spent: leave the batch (`overflow`), or
             evict the mask unused for longest (`evict`).
         hot_masks: masks whose scores are kept; a mask beyond them keeps its bits and is rekindled when it returns.
@@ -56,6 +67,7 @@ class LearnerSettings:
     decision_every: int = 100
     detector: DetectorName = "page-hinkley"
     optimiser: OptimiserChoice = field(default_factory=OptimiserChoice)
+    precision: Precision = "float32"
     over_budget: OverBudgetPolicy = "overflow"
     hot_masks: int = 8
     max_streams: int = 1000
@@ -65,6 +77,8 @@ class LearnerSettings:
             raise SpecError("decision_every, hot_masks and max_streams must be at least 1")
         if self.detector not in DETECTORS:
             raise SpecError(f"unknown drift detector {self.detector!r}: choose {', '.join(DETECTORS)}")
+        if self.precision not in get_args(Precision):
+            raise SpecError(f"unknown precision {self.precision!r}: choose float32 or bfloat16")
         if self.over_budget not in get_args(OverBudgetPolicy):
             raise SpecError(f"unknown policy over budget {self.over_budget!r}: choose overflow or evict")
 
@@ -91,7 +105,7 @@ class OnlineLearner:
         self.streams: dict[str, StreamState] = {}
         self.steps = 0
         self.changes = Changes()
-        self.trainer = trainer_for(network, self.settings.optimiser.build())
+        self.trainer = trainer_for(network, self.settings.optimiser.build(), self.settings.precision)
         self._decide = Decider(network, self.settings.rule)
         self._watchful = self.settings.detector != "none" and self.settings.rule.rule != "paper"
         self._chance = float(np.log(network.spec.classes))

@@ -11,9 +11,10 @@ from supsup_online.fused_trainer import fits, trainer_for
 from supsup_online.network import Network
 from supsup_online.optimisers import Adam, Optimiser
 from supsup_online.spec import BankSpec
+from supsup_online.types import Precision
 
 
-def warm_up(network: Network, optimiser: Optimiser | None = None) -> None:
+def warm_up(network: Network, optimiser: Optimiser | None = None, precision: Precision = "float32") -> None:
     """Go once through a step and through every kind of inference, on noise and on masks that are thrown away.
 
     A trainer does so before it joins its consumer group: nobody waits then.
@@ -21,7 +22,7 @@ def warm_up(network: Network, optimiser: Optimiser | None = None) -> None:
     if not fits(network):
         return
     x = torch.zeros(many_masks.FEW + 1, *network.spec.input_shape)
-    trainer = trainer_for(network, optimiser or Adam())
+    trainer = trainer_for(network, optimiser or Adam(), precision)
     hot = trainer.start(0)
     trainer.update(hot, trainer.evaluate(hot, x, torch.zeros(len(x), dtype=torch.int64)))
     masks = np.stack([trainer.pack(hot)])

@@ -83,6 +83,12 @@ def test_every_reason_to_stop_has_its_exit_code_and_one_message(
     assert (ended.code, ended.stderr, ended.stdout) == (kind.exit_code, "error: this is why\n", "")
 
 
+def test_products_that_the_weights_do_not_allow_are_refused_before_any_server_is_asked() -> None:
+    ended = here("start", "--precision=bfloat16", "--weight-init=kaiming-normal")
+    assert (ended.code, ended.stdout) == (2, "")
+    assert ended.stderr == "error: bfloat16 products need signed-constant weights: only their signs are exact in it\n"
+
+
 def test_the_exit_codes_are_the_documented_ones() -> None:
     codes = {kind.__name__: int(kind.exit_code) for kind in STOPS}
     assert codes == {

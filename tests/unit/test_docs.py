@@ -190,7 +190,7 @@ def test_the_settings_page_lists_the_variables_that_are_no_settings():
 
 
 @pytest.mark.parametrize(
-    "name", ["rule", "objective", "detector", "optimiser", "over_budget", "variant", "weight_init"]
+    "name", ["rule", "objective", "detector", "optimiser", "precision", "over_budget", "variant", "weight_init"]
 )
 def test_the_settings_page_names_every_choice(name):
     (cells,) = [cells for cells in rows((REFERENCE / "settings.md").read_text()) if cells[0] == f"`{name}`"]

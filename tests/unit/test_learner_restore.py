@@ -88,6 +88,7 @@ def two_streams():
 CASES = {
     "plain": (one_stream, {}, {}),
     "threshold": (one_stream, {}, {"variant": "threshold"}),
+    "bfloat16": (one_stream, {"precision": "bfloat16"}, {}),
     "masks go cold": (one_stream, {"hot_masks": 1}, {}),
     "evictions": (one_stream, {"over_budget": "evict", "hot_masks": 1}, {"budget": 2}),
     "overflow": (one_stream, {"over_budget": "overflow"}, {"budget": 1}),

@@ -40,14 +40,15 @@ def test_settings_do_not_change() -> None:
 def test_every_setting_reaches_the_learner() -> None:
     settings = Settings(
         rule="exact", epsilon=0.5, objective="G", decision_rows=7, tolerance=3.0, margin=0.3, decision_every=9,
-        detector="adwin", optimiser="sgd", learning_rate=0.25, over_budget="evict", hot_masks=3, max_streams=5,
+        detector="adwin", optimiser="sgd", learning_rate=0.25, precision="bfloat16", over_budget="evict", hot_masks=3,
+        max_streams=5,
     )  # fmt: skip
     learner = settings.learner()
     rule = learner.rule
     assert (rule.rule, rule.epsilon, rule.objective, rule.rows) == ("exact", 0.5, "G", 7)
     assert (rule.agreement.tolerance, rule.agreement.margin) == (3.0, 0.3)
     assert (learner.decision_every, learner.detector, learner.over_budget) == (9, "adwin", "evict")
-    assert (learner.hot_masks, learner.max_streams) == (3, 5)
+    assert (learner.precision, learner.hot_masks, learner.max_streams) == ("bfloat16", 3, 5)
     assert (learner.optimiser.name, learner.optimiser.learning_rate) == ("sgd", 0.25)
 
 
