@@ -117,7 +117,10 @@ def main() -> None:
     arguments.add_argument("--architectures", nargs="+", default=["lenet-300-100", "fc-1024-1024"])
     arguments.add_argument("--batches", nargs="+", type=int, default=[32, BATCH, 512])
     arguments.add_argument("--rounds", type=int, default=60)
+    arguments.add_argument("--threads", type=int, default=1, help="0: torch's default")
     given = arguments.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
     found = {a: {n: measure(a, n, given.rounds) for n in given.batches} for a in given.architectures}
     for architecture, by_batch in found.items():
         print(f"\n{architecture}, {torch.get_num_threads()} threads: ms (over the floor)\n")
