@@ -70,14 +70,14 @@ class MaskLayout:
     def pad(self, vector: NDArray[Number]) -> NDArray[Number]:
         """A number per weight (P,) -> the same with zeros where the bits have padding: (64 * word_count,)."""
         padded = np.zeros(self.word_count * WORD_BITS, dtype=vector.dtype)
-        for (rows, columns), part, words in self._places():
+        for (rows, columns), part, words in self.places():
             padded[words].reshape(rows, -1)[:, :columns] = vector[part].reshape(rows, columns)
         return padded
 
     def unpad(self, padded: NDArray[Number]) -> NDArray[Number]:
         """The inverse of `pad`: (64 * word_count,) -> (P,)."""
         vector = np.empty(self.weight_count, dtype=padded.dtype)
-        for (rows, columns), part, words in self._places():
+        for (rows, columns), part, words in self.places():
             vector[part].reshape(rows, columns)[:] = padded[words].reshape(rows, -1)[:, :columns]
         return vector
 
@@ -88,7 +88,7 @@ class MaskLayout:
         if not np.array_equal(self.pack(self.unpack(words)), words):
             raise CodecError("padding bits behind a row are not zero")
 
-    def _places(self) -> Iterator[tuple[tuple[int, int], slice, slice]]:
+    def places(self) -> Iterator[tuple[tuple[int, int], slice, slice]]:
         """Shape of each layer, where its weights lie, and where they lie when padded."""
         bit, place = 0, 0
         for rows, columns in self.shapes:

@@ -24,7 +24,6 @@ from supsup_online.edge_popup import TopK
 from supsup_online.errors import SpecError
 from supsup_online.kernels import step
 from supsup_online.kernels.compiled import spread
-from supsup_online.layers import MaskedLinear
 from supsup_online.network import Network
 from supsup_online.optimisers import SGD, Adam, Optimiser, OptimiserState, RMSprop
 from supsup_online.trainer import EdgePopupTrainer, Evaluation, HotMask
@@ -68,20 +67,13 @@ class ForwardPass(Evaluation):
     labels: Tensor
 
 
-def fits(network: Network) -> bool:
-    """Whether the step is written out for this network: fully connected layers, on the CPU."""
-    return network.device.type == "cpu" and all(
-        isinstance(layer, MaskedLinear) for layer in network.architecture.layers
-    )
-
-
 def trainer_for(network: Network, optimiser: Optimiser, precision: Precision = "float32") -> EdgePopupTrainer:
     """The fastest trainer for a network.
 
     Raises:
         SpecError: bfloat16 for a network whose masked weights it does not hold exactly, or that autograd has to train.
     """
-    if fits(network):
+    if network.has_kernels:
         return FusedTrainer(network, optimiser, precision)
     if precision != "float32":
         raise SpecError("bfloat16 products need fully connected layers on the CPU")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from supsup_online import many_masks
+from supsup_online import many_masks, superposition
 from supsup_online.bitpack import Words
 from supsup_online.errors import SpecError
 from supsup_online.network import Network
@@ -123,14 +123,34 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def _alpha_gradient(
     network: Network, masks: Words, slots: Slots, x: Tensor, objective: Objective, *, mean: Floats | None = None
 ) -> Floats:
-    """dObjective/dalpha_i = <dObjective/dW_eff * W, M_i>: one backward pass, then k masked dot products."""
     check_objective(network, objective)
+    way = superposition.alpha_gradient if network.has_kernels else alpha_gradient_reference
+    return way(network, masks, slots, x, _objective(network, objective), mean=mean)
+
+
+def alpha_gradient_reference(
+    network: Network,
+    masks: Words,
+    slots: Slots,
+    x: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    *,
+    mean: Floats | None = None,
+) -> Floats:
+    """dObjective/dalpha_i = <dObjective/dW_eff * W, M_i>: one backward pass by autograd, then k masked dot products.
+
+    For any network; `superposition.alpha_gradient` is the same, written out for some.
+    """
     mean = many_masks.superposed_mean(network, masks, slots) if mean is None else mean
     effective = (network.weights * torch.from_numpy(mean).to(network.device)).requires_grad_()
     logits = network.architecture.forward(x, network.architecture.split(effective))
-    value = entropy(logits) if objective == "H" else superfluous(logits, network.spec.classes)
-    (gradient,) = torch.autograd.grad(value.mean(), effective)
+    (gradient,) = torch.autograd.grad(objective(logits).mean(), effective)
     return many_masks.masked_dots(network, masks, (gradient * network.weights).cpu().numpy(), slots)
+
+
+def _objective(network: Network, objective: Objective) -> Callable[[Tensor], Tensor]:
+    """Logits (n, outputs) -> (n,)."""
+    return entropy if objective == "H" else lambda logits: superfluous(logits, network.spec.classes)
 
 
 def _under_each(network: Network, masks: Words, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> Floats:

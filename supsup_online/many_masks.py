@@ -18,7 +18,6 @@ from torch import Tensor
 
 from supsup_online.bitpack import MaskLayout, Words
 from supsup_online.kernels import cpu
-from supsup_online.layers import MaskedLinear
 from supsup_online.network import Network
 
 Floats = NDArray[np.float32]
@@ -71,9 +70,7 @@ def exact_logits(network: Network, masks: Words, x: Tensor) -> Iterator[Tensor]:
 
 
 def _exact_logits(network: Network, masks: Words, x: Tensor) -> Tensor:
-    layers = network.architecture.layers
-    plain = all(isinstance(layer, MaskedLinear) for layer in layers)
-    if not plain or network.device.type != "cpu":
+    if not network.has_kernels:
         return exact_logits_reference(network, masks, x)
     masks = np.ascontiguousarray(masks)
     if len(x) <= FEW:

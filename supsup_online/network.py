@@ -12,6 +12,7 @@ from torch import Tensor
 from supsup_online import models, weights
 from supsup_online.bitpack import Bits, MaskLayout, Words
 from supsup_online.edge_popup import MaskVariant, initial_scores
+from supsup_online.layers import MaskedLinear
 from supsup_online.models import Architecture
 from supsup_online.spec import BankSpec
 
@@ -63,6 +64,11 @@ class Network:
     def padded_weights(self) -> NDArray[np.float32]:
         """The frozen weights as the mask's bits lie: float32 (64 * word_count,), for the CPU's kernels."""
         return self.layout.pad(self.weights.cpu().numpy())
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether steps and inference are written out for this network: fully connected layers, on the CPU."""
+        return self.device.type == "cpu" and all(isinstance(layer, MaskedLinear) for layer in self.architecture.layers)
 
     @property
     def architecture_hash(self) -> bytes:

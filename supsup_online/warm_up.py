@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from supsup_online import inference, many_masks
-from supsup_online.fused_trainer import fits, trainer_for
+from supsup_online.fused_trainer import trainer_for
 from supsup_online.network import Network
 from supsup_online.optimisers import Adam, Optimiser
 from supsup_online.spec import BankSpec
@@ -19,7 +19,7 @@ def warm_up(network: Network, optimiser: Optimiser | None = None, precision: Pre
 
     A trainer does so before it joins its consumer group: nobody waits then.
     """
-    if not fits(network):
+    if not network.has_kernels:
         return
     x = torch.zeros(many_masks.FEW + 1, *network.spec.input_shape)
     trainer = trainer_for(network, optimiser or Adam(), precision)

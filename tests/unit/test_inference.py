@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from supsup_online import inference
+from supsup_online import inference, many_masks, superposition
 from supsup_online.errors import SpecError
 from unit import tiny
 
@@ -63,6 +63,20 @@ def test_the_one_shot_gradient_equals_autograd_for_lenet(objective):
     masks, x = tiny.random_masks(net, 5), tiny.random_inputs(net, 4)
     expected = explicit_gradient(net, masks, np.full(5, 0.2, dtype=np.float32), x, objective)
     np.testing.assert_allclose(inference.one_shot(net, masks, x, objective).gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [tiny.SPEC, LENET, replace(tiny.SPEC, architecture="mlp-70-65-3")], ids=str)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("rows", [1, 6])
+def test_the_gradient_written_out_equals_that_of_autograd(spec, objective, rows):
+    net = tiny.network(spec)
+    masks, x, slots = tiny.random_masks(net, 9), tiny.random_inputs(net, rows), np.array([7, 2, 3])
+    for mean in (None, many_masks.superposed_mean(net, masks, slots)):
+        of = inference._objective(net, objective)
+        found = superposition.alpha_gradient(net, masks, slots, x, of, mean=mean)
+        expected = inference.alpha_gradient_reference(net, masks, slots, x, of, mean=mean)
+        assert np.abs(expected).max() > 0
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_two_objectives_are_not_the_same_thing():

@@ -1,0 +1,74 @@
+"""The gradient to the alphas of a superposition, written out for fully connected layers on the CPU.
+
+All of it happens in the layout of the masks' bits, padding included: counts of ones become effective weights, and the
+gradient to those becomes the vector that the masks are multiplied with, in place. `inference` has the same by autograd
+for all other networks. What is saved is copying between two layouts, and that is all the time there is for few masks.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from supsup_online.bitpack import MaskLayout, Words
+from supsup_online.kernels import cpu
+from supsup_online.network import Network
+
+Floats = NDArray[np.float32]
+Slots = NDArray[np.int64]
+
+
+def alpha_gradient(
+    network: Network,
+    masks: Words,
+    slots: Slots,
+    x: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    *,
+    mean: Floats | None = None,
+) -> Floats:
+    """dObjective/dalpha_i at equal alphas, float32 (k,).
+
+    Args:
+        network: of fully connected layers, on the CPU.
+        masks: packed (all, word_count).
+        slots: int64 (k,), those that are superposed.
+        x: prepared inputs (n, ...).
+        objective: of logits (n, outputs): values (n,), of which the mean is meant.
+        mean: of these masks, float32 (P,), where it is known.
+    """
+    masks, layout = np.ascontiguousarray(masks), network.layout
+    weights = torch.from_numpy(network.padded_weights)
+    if mean is None:
+        counts = torch.from_numpy(cpu.superposed_counts(masks, slots))
+        effective = counts.float().mul_(1 / len(slots)).mul_(weights)
+    else:
+        effective = torch.from_numpy(layout.pad(mean)).mul_(weights)
+    layers, inputs = list(_layers(layout, effective)), []
+    h = x.flatten(1)
+    for depth, layer in enumerate(layers):
+        h = functional.pad(h.relu() if depth else h, (0, layer.shape[1] - h.shape[1]))
+        inputs.append(h)
+        h = h @ layer.T
+    above = _gradient(objective, h)
+    vector = torch.empty_like(effective)
+    targets = list(_layers(layout, vector))
+    for depth in reversed(range(len(layers))):
+        torch.mm(above.T, inputs[depth], out=targets[depth])
+        if depth:
+            below = torch.ops.aten.threshold_backward(above @ layers[depth], inputs[depth], 0)
+            above = below[:, : layout.shapes[depth - 1][0]]
+    return cpu.masked_dots(masks, slots, vector.mul_(weights).numpy())
+
+
+def _layers(layout: MaskLayout, padded: Tensor) -> Iterator[Tensor]:
+    """Views (neurons, padded columns) of a number per weight, one per layer."""
+    return (padded[words].view(rows, -1) for (rows, _), _, words in layout.places())
+
+
+def _gradient(objective: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    leaf = logits.detach().requires_grad_()
+    return torch.autograd.grad(objective(leaf).mean(), leaf)[0]
