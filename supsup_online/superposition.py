@@ -43,8 +43,7 @@ def alpha_gradient(
     masks, layout = np.ascontiguousarray(masks), network.layout
     weights = torch.from_numpy(network.padded_weights)
     if mean is None:
-        counts = torch.from_numpy(cpu.superposed_counts(masks, slots))
-        effective = counts.float().mul_(1 / len(slots)).mul_(weights)
+        effective = torch.from_numpy(cpu.superposed_weights(masks, slots, network.padded_weights))
     else:
         effective = torch.from_numpy(layout.pad(mean)).mul_(weights)
     layers, inputs = list(_layers(layout, effective)), []

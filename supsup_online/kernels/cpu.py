@@ -1,6 +1,7 @@
 """Many masks at once on the CPU, straight from their packed bits. The plain twins are in `inference`.
 
     masked_dots         one vector against every mask: the gradient to the alphas of a superposition
+    superposed_weights  the weights under a superposition with equal alphas
     superposed_counts   how many of some masks keep each edge: a superposition with equal alphas
     exact_logits        the outputs of every mask for a few inputs, layer by layer, nothing unpacked
     apply_mask          one mask unpacked, times the weights
@@ -51,10 +52,35 @@ def superposed_counts(words: Words, rows: Slots, *, threads: int | None = None) 
         threads: how many to use; None: as many as torch.
     """
     _, starts = _checked(words, rows)
-    out = np.zeros(words.shape[1] * WORD_BITS, dtype=np.int32)
-    flat, planes = words.reshape(-1), max(4, len(rows).bit_length())
+    out = np.empty(words.shape[1] * WORD_BITS, dtype=np.int32)
+    flat, planes = words.reshape(-1), _planes(rows)
     spread(words.shape[1], lambda a, b: _counts(flat, starts, planes, out, a, b), threads=threads, least=_TILE)
     return out
+
+
+def superposed_weights(words: Words, rows: Slots, weights: Floats, *, threads: int | None = None) -> Floats:
+    """Effective weights of the masks in some slots superposed with equal alphas: float32, padded (64 * word_count,).
+
+    Args:
+        words: uint64 (slots, word_count), C-contiguous.
+        rows: int64 (k,), slots; may repeat.
+        weights: the frozen weights, float32, padded.
+        threads: how many to use; None: as many as torch.
+    """
+    flat, starts = _checked(words, rows, weights)
+    out, planes, share = np.empty_like(weights), _planes(rows), np.float32(1 / max(1, len(rows)))
+    spread(
+        words.shape[1],
+        lambda a, b: _superposed(flat, starts, planes, weights, share, out, a, b),
+        threads=threads,
+        least=_TILE,
+    )
+    return out
+
+
+def _planes(rows: Slots) -> int:
+    """Binary digits of a counter; the adders need four."""
+    return max(4, len(rows).bit_length())
 
 
 def exact_logits(
@@ -146,28 +172,54 @@ def _masked_dots(words: Words, starts: Slots, vector: Floats, out: Floats, first
 
 @compiled
 def _counts(words: Words, starts: Slots, planes: int, out: NDArray[np.int32], first: int, last: int) -> None:
-    """Counters lie across words, one plane per binary digit: eight masks are added with seven carry-save adders."""
-    digits = np.empty((planes, _TILE), np.uint64)
-    carry = np.empty(_TILE, np.uint64)
+    digits, carry = np.empty((planes, _TILE), np.uint64), np.empty(_TILE, np.uint64)
     for tile in range(first, last, _TILE):
         width = min(_TILE, last - tile)
-        digits[:] = 0
-        whole = len(starts) // 8 * 8
-        for i in range(0, whole, 8):
-            _add_eight(words, starts, i, tile, digits, carry, width)
-            _ripple(digits, 3, carry, width)
-        for i in range(whole, len(starts)):
-            for t in range(width):
-                carry[t] = words[starts[i] + tile + t]
-            _ripple(digits, 0, carry, width)
+        _add_up(words, starts, tile, width, digits, carry)
         for t in range(width):
-            counts = out[(tile + t) * 64 :][:64]
-            for p in range(planes):
-                low, high = np.uint32(digits[p, t]), np.uint32(digits[p, t] >> np.uint64(32))
-                for j in range(32):
-                    counts[j] += np.int32(((low >> np.uint32(j)) & np.uint32(1)) << np.uint32(p))
-                for j in range(32):
-                    counts[32 + j] += np.int32(((high >> np.uint32(j)) & np.uint32(1)) << np.uint32(p))
+            _read(digits, t, out[(tile + t) * 64 :][:64])
+
+
+@compiled
+def _superposed(
+    words: Words, starts: Slots, planes: int, weights: Floats, share: np.float32, out: Floats, first: int, last: int
+) -> None:
+    digits, carry = np.empty((planes, _TILE), np.uint64), np.empty(_TILE, np.uint64)
+    counts = np.empty(64, np.int32)
+    for tile in range(first, last, _TILE):
+        width = min(_TILE, last - tile)
+        _add_up(words, starts, tile, width, digits, carry)
+        for t in range(width):
+            _read(digits, t, counts)
+            source, target = weights[(tile + t) * 64 :][:64], out[(tile + t) * 64 :][:64]
+            for j in range(64):
+                target[j] = np.float32(counts[j]) * share * source[j]
+
+
+@compiled
+def _add_up(words: Words, starts: Slots, tile: int, width: int, digits: Words, carry: Words) -> None:
+    """Counters lie across words, one plane per binary digit: eight masks are added with seven carry-save adders."""
+    digits[:] = 0
+    whole = len(starts) // 8 * 8
+    for i in range(0, whole, 8):
+        _add_eight(words, starts, i, tile, digits, carry, width)
+        _ripple(digits, 3, carry, width)
+    for i in range(whole, len(starts)):
+        for t in range(width):
+            carry[t] = words[starts[i] + tile + t]
+        _ripple(digits, 0, carry, width)
+
+
+@compiled
+def _read(digits: Words, t: int, counts: NDArray[np.int32]) -> None:
+    """The 64 counters of a word."""
+    counts[:] = 0
+    for p in range(len(digits)):
+        low, high = np.uint32(digits[p, t]), np.uint32(digits[p, t] >> np.uint64(32))
+        for j in range(32):
+            counts[j] += np.int32(((low >> np.uint32(j)) & np.uint32(1)) << np.uint32(p))
+        for j in range(32):
+            counts[32 + j] += np.int32(((high >> np.uint32(j)) & np.uint32(1)) << np.uint32(p))
 
 
 @compiled

@@ -96,6 +96,9 @@ def test_kernels_know_every_row_length(shape, count):
         cpu.masked_dots(masks, slots, padded), dense @ vector.astype(float), rtol=1e-4, atol=1e-4
     )
     np.testing.assert_array_equal(layout.unpad(cpu.superposed_counts(masks, slots)), dense.sum(0))
+    np.testing.assert_allclose(
+        layout.unpad(cpu.superposed_weights(masks, slots, padded)), vector * dense.mean(0), rtol=1e-5, atol=1e-7
+    )
     out = np.empty_like(vector)
     cpu.apply_mask(layout, masks[0], vector, out)
     np.testing.assert_array_equal(out, vector * dense[0])
@@ -120,6 +123,7 @@ def test_the_number_of_threads_changes_no_bit(threads):
         return (
             cpu.masked_dots(masks, slots, vector, threads=number),
             cpu.superposed_counts(masks, slots, threads=number),
+            cpu.superposed_weights(masks, slots, vector, threads=number),
             cpu.exact_logits(NET.layout, masks, slots, NET.padded_weights, x, threads=number),
         )
 
