@@ -110,13 +110,13 @@ class Decider:
         x: Tensor,
         y: Tensor,
         *,
-        settled_only: bool = False,
+        again: bool = False,
     ) -> Verdict:
         """Examine the masks of a bank for prepared inputs x (n, ...) and labels y (n,) of a stream.
 
-        With `settled_only` only those that may be reused by any stream.
+        With `again` only those that may be reused by any stream, and only a mask that recognises the batch agrees.
         """
-        ids = self._settled(bank, stats) if settled_only else self._open_to(stream, bank, stats)
+        ids = self._settled(bank, stats) if again else self._open_to(stream, bank, stats)
         if not ids:
             return Verdict((), ())
         rank: Callable[..., Verdict] = {"loss": self._by_loss, "exact": self._by_entropy}.get(
@@ -125,7 +125,7 @@ class Decider:
         verdict = rank(bank, ids, stats, x[: self.settings.rows], y[: self.settings.rows])
         if self.settings.rule == "paper":
             return verdict
-        return self._checked(bank, stats, verdict, x, y)
+        return self._checked(bank, stats, verdict, x, y, again=again)
 
     def _settled(self, bank: MaskBank, stats: dict[int, MaskStats]) -> list[int]:
         return [mask_id for mask_id in bank if stats[mask_id].batches >= self.settings.settled]
@@ -190,13 +190,17 @@ class Decider:
             self._pads[mask_id] = self.network.untrained_mask(mask_id)
         return self._pads[mask_id]
 
-    def _checked(self, bank: MaskBank, stats: dict[int, MaskStats], verdict: Verdict, x: Tensor, y: Tensor) -> Verdict:
+    def _checked(
+        self, bank: MaskBank, stats: dict[int, MaskStats], verdict: Verdict, x: Tensor, y: Tensor, *, again: bool
+    ) -> Verdict:
         """The verdict with the whole batch held against the running loss of each known candidate."""
         losses = inference.exact_losses(self.network, bank.stacked([c.mask_id for c in verdict.known]), x, y)
         checked = []
         for candidate, row in zip(verdict.known, losses, strict=True):
-            residual = stats[candidate.mask_id].loss.residual(row, self._chance, self.settings.agreement)
+            usual = stats[candidate.mask_id].loss
+            residual = usual.residual(row, self._chance, self.settings.agreement)
             agrees = residual <= self.settings.agreement.tolerance
+            agrees = agrees and (not again or usual.recognises(row, self._chance))
             checked.append((float(row.mean()), replace(candidate, residual=residual, agrees=agrees)))
         known = tuple(candidate for _, candidate in sorted(checked, key=lambda pair: pair[0]))
         seen = {candidate.mask_id for candidate in known}

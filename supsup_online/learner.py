@@ -224,7 +224,7 @@ class OnlineLearner:
         if young is None or not 0 < self.stats[young].batches <= rule.looks or not self._watchful:
             return None
         self.sync()
-        verdict = self._decide(self.bank, self.stats, name, x, y, settled_only=True)
+        verdict = self._decide(self.bank, self.stats, name, x, y, again=True)
         choice = allocation.choose(verdict.known, room=True)
         if not isinstance(choice, allocation.Reuse):
             return None

@@ -26,6 +26,7 @@ FALLING: Final = 0.5
 RISING: Final = 0.2
 SCATTER: Final = 0.1  # of the variance, which should not follow every batch
 _TINY: Final = 1e-6
+_MOST_GIVEN_UP: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,13 @@ class RunningLoss:
         spread = math.sqrt(max(self.variance, _TINY) / len(losses))
         allowance = agreement.margin * max(chance - self.mean, 0.0) / agreement.tolerance
         return (mean - self.mean) / max(spread, allowance)
+
+    def recognises(self, losses: NDArray[np.float32], chance: float) -> bool:
+        """Whether a batch gives up less than half of what the mask has learnt. Another task mostly gives up all of it.
+
+        A weak mask needs this beside `residual`: it has learnt little, and with its scatter anything agrees.
+        """
+        return self.mean < chance and moments(losses)[0] - self.mean < _MOST_GIVEN_UP * (chance - self.mean)
 
 
 def moments(values: NDArray[np.float32]) -> tuple[float, float]:

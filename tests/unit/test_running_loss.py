@@ -68,6 +68,14 @@ def test_a_batch_at_the_usual_loss_has_residual_zero_and_a_better_one_a_negative
     assert running.residual(losses(0.5), CHANCE, Agreement()) < 0
 
 
+@pytest.mark.parametrize(
+    ("level", "loss", "recognised"),
+    [(0.5, 0.4, True), (0.5, 1.3, True), (0.5, 1.5, False), (2.2, 2.24, True), (2.2, 2.3, False), (2.5, 2.0, False)],
+)
+def test_a_batch_is_recognised_while_it_gives_up_less_than_half_of_what_was_learnt(level, loss, recognised):
+    assert settled(level, 0.5).recognises(losses(loss), math.log(10)) is recognised
+
+
 def test_without_a_margin_the_residual_counts_standard_errors_of_the_batch():
     running = settled(1.0, 0.5)
     agreement = Agreement(margin=0.0)
