@@ -131,10 +131,10 @@ class Decider:
         return [mask_id for mask_id in bank if stats[mask_id].batches >= self.settings.settled]
 
     def _open_to(self, stream: str, bank: MaskBank, stats: dict[int, MaskStats]) -> list[int]:
-        settled = self._settled(bank, stats)
+        settled = set(self._settled(bank, stats))
         if len(bank) - len(settled) >= _MOST_UNSETTLED or self.settings.rule == "paper":
             return list(bank)
-        return sorted({*settled, *(mask_id for mask_id in bank if stats[mask_id].stream == stream)})
+        return [mask_id for mask_id in bank if mask_id in settled or stats[mask_id].stream == stream]
 
     def _by_loss(self, bank: MaskBank, ids: list[int], stats: dict[int, MaskStats], x: Tensor, y: Tensor) -> Verdict:
         del stats

@@ -57,12 +57,10 @@ class ForwardPass(Evaluation):
     """An evaluation with what the backward pass needs.
 
     Attributes:
-        log_p: log-softmax of the logits (n, outputs).
         inputs: of each layer (n, inputs).
         labels: (n,).
     """
 
-    log_p: Tensor
     inputs: tuple[Tensor, ...]
     labels: Tensor
 
@@ -163,7 +161,7 @@ class FusedTrainer(EdgePopupTrainer):
         logits = self._scaled(h.float(), len(weights) - 1)
         log_p = functional.log_softmax(logits, dim=1)
         losses = functional.nll_loss(log_p, y, reduction="none")
-        return ForwardPass(logits, losses, losses.mean(), (), log_p, tuple(inputs), y)
+        return ForwardPass(logits, log_p, losses, losses.mean(), (), tuple(inputs), y)
 
     def update(self, hot: HotMask, evaluation: Evaluation) -> None:
         """Edge-popup: gradient to the effective weights, times the frozen weights, straight through to the scores."""

@@ -56,7 +56,11 @@ class OneShot:
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of the softmax over the last axis: logits (..., s) -> (...)."""
-    log_p = functional.log_softmax(logits, dim=-1)
+    return entropy_of(functional.log_softmax(logits, dim=-1))
+
+
+def entropy_of(log_p: Tensor) -> Tensor:
+    """Entropy in nats of log-probabilities over the last axis: (..., s) -> (...)."""
     return -(log_p.exp() * log_p).sum(-1)
 
 
@@ -124,28 +128,7 @@ def _alpha_gradient(
     network: Network, masks: Words, slots: Slots, x: Tensor, objective: Objective, *, mean: Floats | None = None
 ) -> Floats:
     check_objective(network, objective)
-    way = superposition.alpha_gradient if network.has_kernels else alpha_gradient_reference
-    return way(network, masks, slots, x, _objective(network, objective), mean=mean)
-
-
-def alpha_gradient_reference(
-    network: Network,
-    masks: Words,
-    slots: Slots,
-    x: Tensor,
-    objective: Callable[[Tensor], Tensor],
-    *,
-    mean: Floats | None = None,
-) -> Floats:
-    """dObjective/dalpha_i = <dObjective/dW_eff * W, M_i>: one backward pass by autograd, then k masked dot products.
-
-    For any network; `superposition.alpha_gradient` is the same, written out for some.
-    """
-    mean = many_masks.superposed_mean(network, masks, slots) if mean is None else mean
-    effective = (network.weights * torch.from_numpy(mean).to(network.device)).requires_grad_()
-    logits = network.architecture.forward(x, network.architecture.split(effective))
-    (gradient,) = torch.autograd.grad(objective(logits).mean(), effective)
-    return many_masks.masked_dots(network, masks, (gradient * network.weights).cpu().numpy(), slots)
+    return superposition.alpha_gradient(network, masks, slots, x, _objective(network, objective), mean=mean)
 
 
 def _objective(network: Network, objective: Objective) -> Callable[[Tensor], Tensor]:

@@ -1,8 +1,9 @@
-"""The gradient to the alphas of a superposition, written out for fully connected layers on the CPU.
+"""The gradient to the alphas of a superposition: what One-Shot and Binary inference are made of.
 
-All of it happens in the layout of the masks' bits, padding included: counts of ones become effective weights, and the
-gradient to those becomes the vector that the masks are multiplied with, in place. `inference` has the same by autograd
-for all other networks. What is saved is copying between two layouts, and that is all the time there is for few masks.
+For fully connected layers on the CPU it is written out, all of it in the layout of the masks' bits, padding included:
+counts of ones become effective weights, and the gradient to those becomes the vector that the masks are multiplied
+with, in place. What is saved is copying between two layouts, and that is most of the time there is for few masks. The
+plain twin, by autograd, is the truth the tests hold it to, and what runs for all other networks.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from supsup_online import many_masks
 from supsup_online.bitpack import MaskLayout, Words
 from supsup_online.kernels import cpu
 from supsup_online.network import Network
@@ -30,16 +32,18 @@ def alpha_gradient(
     *,
     mean: Floats | None = None,
 ) -> Floats:
-    """dObjective/dalpha_i at equal alphas, float32 (k,).
+    """dObjective/dalpha_i = <dObjective/dW_eff * W, M_i> at equal alphas, float32 (k,).
 
     Args:
-        network: of fully connected layers, on the CPU.
+        network: the frozen weights.
         masks: packed (all, word_count).
         slots: int64 (k,), those that are superposed.
         x: prepared inputs (n, ...).
         objective: of logits (n, outputs): values (n,), of which the mean is meant.
         mean: of these masks, float32 (P,), where it is known.
     """
+    if not network.has_kernels:
+        return alpha_gradient_reference(network, masks, slots, x, objective, mean=mean)
     masks, layout = np.ascontiguousarray(masks), network.layout
     weights = torch.from_numpy(network.padded_weights)
     if mean is None:
@@ -61,6 +65,23 @@ def alpha_gradient(
             below = torch.ops.aten.threshold_backward(above @ layers[depth], inputs[depth], 0)
             above = below[:, : layout.shapes[depth - 1][0]]
     return cpu.masked_dots(masks, slots, vector.mul_(weights).numpy())
+
+
+def alpha_gradient_reference(
+    network: Network,
+    masks: Words,
+    slots: Slots,
+    x: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    *,
+    mean: Floats | None = None,
+) -> Floats:
+    """What `alpha_gradient` means: one backward pass by autograd, then k masked dot products."""
+    mean = many_masks.superposed_mean(network, masks, slots) if mean is None else mean
+    effective = (network.weights * torch.from_numpy(mean).to(network.device)).requires_grad_()
+    logits = network.architecture.forward(x, network.architecture.split(effective))
+    (gradient,) = torch.autograd.grad(objective(logits).mean(), effective)
+    return many_masks.masked_dots(network, masks, (gradient * network.weights).cpu().numpy(), slots)
 
 
 def _layers(layout: MaskLayout, padded: Tensor) -> Iterator[Tensor]:

@@ -44,12 +44,14 @@ class Evaluation:
 
     Attributes:
         logits: (n, outputs), without gradient.
+        log_p: their log-softmax (n, outputs), without gradient.
         losses: cross-entropy per sample, float32 (n,), without gradient.
         mean_loss: scalar that carries the graph.
         weights: the effective weights the graph ends in, one leaf per layer.
     """
 
     logits: Tensor
+    log_p: Tensor
     losses: Tensor
     mean_loss: Tensor
     weights: tuple[Tensor, ...]
@@ -87,8 +89,9 @@ class EdgePopupTrainer:
         parts = zip(net.architecture.split(hot.scores), self._weights, strict=True)
         effective = tuple((frozen * net.variant.select(part)).requires_grad_() for part, frozen in parts)
         logits = net.architecture.forward(x, effective)
-        losses = functional.cross_entropy(logits, y, reduction="none")
-        return Evaluation(logits.detach(), losses.detach(), losses.mean(), effective)
+        log_p = functional.log_softmax(logits, dim=1)
+        losses = functional.nll_loss(log_p, y, reduction="none")
+        return Evaluation(logits.detach(), log_p.detach(), losses.detach(), losses.mean(), effective)
 
     def update(self, hot: HotMask, evaluation: Evaluation) -> None:
         """Edge-popup: gradient to the effective weights, times the frozen weights, straight through to the scores."""

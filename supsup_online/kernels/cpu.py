@@ -1,8 +1,8 @@
-"""Many masks at once on the CPU, straight from their packed bits. The plain twins are in `inference`.
+"""Many masks at once on the CPU, straight from their packed bits. The plain twins are in `many_masks`.
 
     masked_dots         one vector against every mask: the gradient to the alphas of a superposition
     superposed_weights  the weights under a superposition with equal alphas
-    superposed_counts   how many of some masks keep each edge: a superposition with equal alphas
+    superposed_counts   how many of some masks keep each edge
     exact_logits        the outputs of every mask for a few inputs, layer by layer, nothing unpacked
     apply_mask          one mask unpacked, times the weights
 

@@ -24,9 +24,9 @@ ADAM: Final = 0
 RMSPROP: Final = 1
 SGD: Final = 2
 
-PIECE: Final = (
-    2048  # weights: six arrays of 8 KB. Cut elsewhere, a last bit may differ: vectors and their rest round apart
-)
+# Weights that pass at a time: six arrays of 8 KB. Threads cut between pieces only: the rest behind the last whole
+# vector is rounded on its own, so elsewhere a last bit would depend on the number of threads.
+PIECE: Final = 2048
 _BLOCK: Final = 32
 _ABS: Final = np.int32(0x7FFFFFFF)
 

@@ -74,7 +74,7 @@ def test_the_gradient_written_out_equals_that_of_autograd(spec, objective, rows)
     for mean in (None, many_masks.superposed_mean(net, masks, slots)):
         of = inference._objective(net, objective)
         found = superposition.alpha_gradient(net, masks, slots, x, of, mean=mean)
-        expected = inference.alpha_gradient_reference(net, masks, slots, x, of, mean=mean)
+        expected = superposition.alpha_gradient_reference(net, masks, slots, x, of, mean=mean)
         assert np.abs(expected).max() > 0
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
