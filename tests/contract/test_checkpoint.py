@@ -115,6 +115,26 @@ def test_evicted_masks_and_forgotten_streams_stay_gone(open_run: Callable[..., R
     assert sorted(keys) == [second.store.keys.mask(3), second.store.keys.mask(4)]
 
 
+@pytest.mark.parametrize("commit_between", [True, False])
+def test_a_mask_taken_back_by_a_look_again_stays_gone(
+    open_run: Callable[..., Run], redis_client: Redis, commit_between: bool
+) -> None:
+    first = open_run()
+    first.feed(tiny.permuted(0)(30), 30)
+    first.feed(tiny.permuted(1)(1, 1), 1)
+    assert list(first.learner.bank) == [0, 1]
+    if commit_between:
+        first.checkpoint.commit()
+    first.feed(tiny.permuted(0)(3, 2), 3)
+    first.checkpoint.commit()
+    second = open_run()
+    assert state(second.learner) == state(first.learner)
+    assert list(second.learner.bank) == [0]
+    assert second.learner.bank.next_id == 2, "an id is never given out twice"
+    keys = [key.decode() for key in redis_client.scan_iter(match=second.store.keys.mask(0)[:-1] + "*")]
+    assert keys == [second.store.keys.mask(0)]
+
+
 def test_nothing_to_commit_is_no_commit(open_run: Callable[..., Run]) -> None:
     run = open_run()
     assert run.checkpoint.commit() is None
