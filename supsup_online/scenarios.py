@@ -302,8 +302,12 @@ def schedule(
         raise SpecError(f"tasks and dwells must be at least 1: {tasks=}, {dwell=}, {min_dwell=}, {max_dwell=}")
     # Every task but the last needs a full visit before the stream ends.
     visit = {"recurring": dwell, "random": max_dwell}.get(order, 1)
-    if batches < visit * (tasks - 1) + 1:
-        raise SpecError(f"{batches} batches are too few for {tasks} tasks with visits of up to {visit} batches")
+    enough = visit * (tasks - 1) + 1
+    if batches < enough:
+        raise SpecError(
+            f"{batches} batches are too few for {tasks} tasks with visits of up to {visit} batches: ask for {enough} "
+            "batches or more, or for fewer tasks or shorter visits"
+        )
     draws = RawDraws(seed, _Stream.SCHEDULE)
     match order:
         case "sequential":
