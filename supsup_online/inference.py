@@ -7,7 +7,8 @@ packed bits make that affordable, and it knows no superposition noise.
 Objectives (per batch, smaller means a better mask):
     H  mean entropy of the softmax over all outputs.
     G  logsumexp of the logits, where only the superfluous neurons carry gradient: a mask that fits has learnt to keep
-       those down. Needs outputs > classes. Its value means nothing without the gradient, so exact inference has no G.
+       those down. Needs outputs > classes. Its value means nothing without the gradient; where the outputs under each
+       mask are at hand, `misfit` asks the same question of them directly.
 
 The arithmetic over many masks is in `many_masks`; here is what is done with it.
 """
@@ -67,6 +68,18 @@ def entropy_of(log_p: Tensor) -> Tensor:
 def superfluous(logits: Tensor, classes: int) -> Tensor:
     """Objective G per row: logsumexp of logits (n, s) with the gradient cut off the first `classes` of them."""
     return torch.cat([logits[..., :classes].detach(), logits[..., classes:]], dim=-1).logsumexp(-1)
+
+
+def misfit(logits: Tensor, classes: int) -> Tensor:
+    """How badly the masks that gave logits (..., s) fit their inputs, from the outputs alone: (...), lower fits better.
+
+    The log-odds that the label is one of the superfluous neurons, which no task uses. An image that could be a 4 or a 9
+    has a high entropy under its own mask, yet hardly any probability on those; so among hundreds of masks this names
+    the right one where the lowest entropy is often a wrong mask's. Entropy where there are no superfluous neurons.
+    """
+    if logits.shape[-1] <= classes:
+        return entropy(logits)
+    return logits[..., classes:].logsumexp(-1) - logits[..., :classes].logsumexp(-1)
 
 
 def check_objective(network: Network, objective: Objective) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from supsup_online.bitpack import Words
 from supsup_online.errors import SupsupError
-from supsup_online.inference import entropy
+from supsup_online.inference import entropy, misfit
 from supsup_online.many_masks import exact_logits
 from supsup_online.network import Network
 
@@ -36,7 +36,7 @@ class Prediction:
 
 
 def predict(network: Network, mask_ids: Sequence[int], masks: Words, x: Tensor, scope: Scope = "sample") -> Prediction:
-    """Exact inference: the mask with the lowest output entropy answers.
+    """Exact inference: the mask that fits best (`inference.misfit`) answers.
 
     Args:
         network: the frozen weights.
@@ -53,24 +53,22 @@ def predict(network: Network, mask_ids: Sequence[int], masks: Words, x: Tensor, 
     rows, classes = len(x), network.spec.classes
     everyone = torch.arange(rows, device=network.device)
     best = torch.full((rows,), torch.inf, device=network.device)
-    entropies = torch.zeros(rows, device=network.device)
     chosen = torch.full((rows,), mask_ids[0], dtype=torch.int64, device=network.device)
-    answer = torch.zeros(rows, classes, device=network.device)
+    answer = torch.zeros(rows, network.spec.outputs, device=network.device)
     first = 0
     for logits in exact_logits(network, masks, x):
         ids = torch.tensor(mask_ids[first : first + len(logits)], device=network.device)
         first += len(logits)
-        uncertainty = entropy(logits)
-        deciding = uncertainty if scope == "sample" else uncertainty.mean(1, keepdim=True).expand(-1, rows)
+        fit = misfit(logits, classes)
+        deciding = fit if scope == "sample" else fit.mean(1, keepdim=True).expand(-1, rows)
         lowest, place = deciding.nan_to_num(nan=torch.inf).min(0)
         better = lowest < best
         best = torch.where(better, lowest, best)
-        entropies = torch.where(better, uncertainty[place, everyone], entropies)
         chosen = torch.where(better, ids[place], chosen)
-        answer = torch.where(better[:, None], logits[place, everyone, :classes], answer)
+        answer = torch.where(better[:, None], logits[place, everyone], answer)
     return Prediction(
-        labels=answer.argmax(1).cpu().numpy(),
-        probabilities=answer.softmax(1).cpu().numpy(),
+        labels=answer[:, :classes].argmax(1).cpu().numpy(),
+        probabilities=answer[:, :classes].softmax(1).cpu().numpy(),
         mask_ids=chosen.cpu().numpy(),
-        entropies=entropies.cpu().numpy(),
+        entropies=entropy(answer).cpu().numpy(),
     )

@@ -52,7 +52,7 @@ class SupsupClassifier(base.MiniBatchClassifier):  # type: ignore[misc]  # river
         features: input slots, at least as many as there will be names; far more than that slow learning down.
         classes: most labels there will be, at least 2.
         batch_size: rows per step, at least 2: a mask's running loss is judged by its scatter within a batch.
-        answer_with: which mask predicts. `inferred`: for every row the one with the lowest output entropy, which asks
+        answer_with: which mask predicts. `inferred`: for every row the one that fits its features best, which asks
             nothing of the order of rows, but needs concepts that differ in their features. `current`: the one the
             stream is at, which also tells concepts apart that differ only in their labels; it follows a change with
             the first batch that shows it.

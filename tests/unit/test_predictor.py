@@ -1,11 +1,14 @@
-"""Answers without a task: per row or per batch, always by the mask that is surest."""
+"""Answers without a task: per row or per batch, always by the mask that fits best."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Categorical
 
 from supsup_online.errors import SupsupError
-from supsup_online.inference import exact_entropies
+from supsup_online.inference import exact_entropies, misfit
 from supsup_online.predictor import predict
 from unit import tiny
 
@@ -15,30 +18,58 @@ IDS = [3, 11, 12, 40]
 X = tiny.random_inputs(NET, 9)
 
 
-def expected_answers(positions):
-    """Probabilities over the classes of each row under the mask at its position."""
-    logits = torch.stack([NET.logits(X, words) for words in MASKS])[positions, torch.arange(len(X))]
-    return logits[:, : tiny.CLASSES].softmax(1).numpy()
+LOGITS = torch.stack([NET.logits(X, words) for words in MASKS])
+PLAIN = tiny.network(replace(tiny.SPEC, outputs=tiny.CLASSES))
 
 
-def test_with_scope_sample_every_row_is_answered_by_its_own_surest_mask():
-    entropies = exact_entropies(NET, MASKS, X)
-    positions = entropies.argmin(0)
-    assert len(set(positions.tolist())) > 1, "the rows below disagree about their mask"
-    answer = predict(NET, IDS, MASKS, X, scope="sample")
+def assert_answered_by(answer, positions):
+    """Every answer is the one of the mask at its row's position."""
+    logits = LOGITS[positions, torch.arange(len(X))]
+    probabilities = logits[:, : tiny.CLASSES].softmax(1).numpy()
     assert answer.mask_ids.tolist() == [IDS[i] for i in positions]
-    np.testing.assert_allclose(answer.entropies, entropies.min(0), rtol=1e-5)
-    np.testing.assert_allclose(answer.probabilities, expected_answers(positions), rtol=1e-5)
-    np.testing.assert_array_equal(answer.labels, expected_answers(positions).argmax(1))
+    np.testing.assert_allclose(answer.entropies, Categorical(logits=logits).entropy(), rtol=1e-5)
+    np.testing.assert_allclose(answer.probabilities, probabilities, rtol=1e-5)
+    np.testing.assert_array_equal(answer.labels, probabilities.argmax(1))
+
+
+def test_with_scope_sample_every_row_is_answered_by_its_own_best_mask():
+    positions = misfit(LOGITS, tiny.CLASSES).argmin(0)
+    assert len(set(positions.tolist())) > 1, "the rows below disagree about their mask"
+    assert_answered_by(predict(NET, IDS, MASKS, X, scope="sample"), positions)
 
 
 def test_with_scope_batch_one_mask_answers_all_rows():
-    entropies = exact_entropies(NET, MASKS, X)
-    position = int(entropies.mean(1).argmin())
-    answer = predict(NET, IDS, MASKS, X, scope="batch")
-    assert answer.mask_ids.tolist() == [IDS[position]] * len(X)
-    np.testing.assert_allclose(answer.entropies, entropies[position], rtol=1e-5)
-    np.testing.assert_allclose(answer.probabilities, expected_answers([position] * len(X)), rtol=1e-5)
+    position = misfit(LOGITS, tiny.CLASSES).mean(1).argmin()
+    assert_answered_by(predict(NET, IDS, MASKS, X, scope="batch"), position.expand(len(X)))
+
+
+def test_without_superfluous_neurons_the_surest_mask_answers():
+    masks = tiny.random_masks(PLAIN, 4)
+    entropies = exact_entropies(PLAIN, masks, X)
+    assert len(set(entropies.argmin(0).tolist())) > 1, "the rows disagree about their mask"
+    answer = predict(PLAIN, IDS, masks, X)
+    assert answer.mask_ids.tolist() == [IDS[i] for i in entropies.argmin(0)]
+    np.testing.assert_allclose(answer.entropies, entropies.min(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf])
+def test_inputs_that_overflow_every_mask_are_still_answered(damage):
+    x = X.clone()
+    x[0, 0, 0] = damage
+    answer = predict(NET, IDS, MASKS, x)
+    assert answer.mask_ids[0] == IDS[0]
+    assert answer.mask_ids[1:].tolist() == predict(NET, IDS, MASKS, X).mask_ids[1:].tolist()
+
+
+def test_of_equally_likely_labels_the_misfit_is_the_odds_of_a_superfluous_one():
+    assert misfit(torch.zeros(3, 12), 4).tolist() == pytest.approx([np.log(8 / 4)] * 3)
+
+
+def test_an_image_that_could_be_two_labels_fits_as_well_as_a_plain_one():
+    plain, either = torch.full((12,), -9.0), torch.full((12,), -9.0)
+    plain[1], either[1], either[2] = 9.0, 9.0, 9.0
+    assert Categorical(logits=either).entropy() > 100 * Categorical(logits=plain).entropy()
+    assert misfit(either, 4) < misfit(plain, 4)
 
 
 def test_every_row_is_its_own_task_unless_told_otherwise():
@@ -55,7 +86,7 @@ def test_shapes_and_kinds_are_those_promised(scope):
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, rtol=1e-5)
 
 
-def test_of_two_equally_sure_masks_the_first_answers():
+def test_of_two_masks_that_fit_equally_the_first_answers():
     answer = predict(NET, [8, 9], np.stack([MASKS[0], MASKS[0]]), X)
     assert set(answer.mask_ids.tolist()) == {8}
 
