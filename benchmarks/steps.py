@@ -46,10 +46,12 @@ class _Sorted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: torch.Tensor, keep: float) -> torch.Tensor:
         del ctx
-        order = scores.flatten().sort().indices
-        mask = torch.zeros_like(scores).flatten()
-        mask[order[int((1 - keep) * len(order)) :]] = 1
-        return mask.view_as(scores)
+        mask = scores.clone()
+        order, flat = scores.flatten().sort().indices, mask.view(-1)
+        dropped = int((1 - keep) * len(order))
+        flat[order[:dropped]] = 0
+        flat[order[dropped:]] = 1
+        return mask
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:

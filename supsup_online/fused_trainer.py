@@ -10,6 +10,7 @@ With `bfloat16` the products are those of a ternary network: signed-constant wei
 eight bits of mantissa; scores and moments stay float32.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,22 +18,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from supsup_online.bitpack import Words
 from supsup_online.edge_popup import TopK
 from supsup_online.errors import SpecError
-from supsup_online.kernels import step
-from supsup_online.kernels.compiled import spread
+from supsup_online.kernels import cross_entropy, moving, step
 from supsup_online.network import Network
-from supsup_online.optimisers import SGD, Adam, Optimiser, OptimiserState, RMSprop
+from supsup_online.optimisers import SGD, Adam, Optimiser, RMSprop
 from supsup_online.trainer import EdgePopupTrainer, Evaluation, HotMask
 from supsup_online.types import Precision
 
-_LEAST: Final = 16  # pieces worth a thread
 _ABS: Final = np.int32(0x7FFFFFFF)
-_BAND: Final = (0.004, 0.25)  # half width of the band of notes: least and most, as shares of the threshold
-_SLACK: Final = 4.0  # the band over how far the threshold moved last
 
 
 @dataclass(slots=True)
@@ -42,14 +38,16 @@ class Effective:
     Attributes:
         flat: effective weights (P,), float32; or their signs, bfloat16.
         layers: views of it, one per layer.
+        arrays: scores, first and second moment (P,) and the effective weights, as the kernels take them.
         cut: int32 (layers, 2): smallest key kept, and the last index kept among those equal to it (top-k).
-        width: half width of each layer's band, as a share of its threshold. Speed depends on it, results do not.
+        width: float32 (layers,): half width of each layer's band, as a share of its threshold.
     """
 
     flat: Tensor
     layers: list[Tensor]
+    arrays: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
     cut: NDArray[np.int32]
-    width: list[float]
+    width: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,10 +89,13 @@ class FusedTrainer(EdgePopupTrainer):
             raise SpecError("bfloat16 products need signed-constant weights: only their signs are exact in it")
         self.precision = precision
         sizes = network.architecture.sizes
-        self._offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._offsets = [0, *itertools.accumulate(sizes)]
         self._frozen: NDArray[np.float32] = network.weights.numpy()
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        self._gradient = torch.empty(max(sizes), dtype=self._dtype)
+        gradient = torch.empty(max(sizes), dtype=self._dtype)  # of one layer at a time
+        self._gradients = [gradient[: part.numel()].view_as(part) for part in self._weights]
+        self._gradient = _bits(gradient)
+        self._rule = _rule(optimiser)
         self._noted = np.empty(network.architecture.weight_count, dtype=np.int32)
         self._scales = [float(part.abs().max()) for part in self._weights]
         variant = network.variant
@@ -125,7 +126,10 @@ class FusedTrainer(EdgePopupTrainer):
             flat = torch.empty(len(self._noted), dtype=self._dtype)
             layers = self.network.architecture.split(flat)
             cut = np.zeros((len(layers), 2), dtype=np.int32)
-            hot.derived = Effective(flat, layers, cut, [_BAND[0]] * len(layers))
+            width = np.full(len(layers), step.NARROWEST, dtype=np.float32)
+            moments = hot.optimiser.moments
+            arrays = (hot.scores.numpy(), moments[0].numpy(), moments[-1].numpy(), _bits(flat))
+            hot.derived = Effective(flat, layers, arrays, cut, width)
             for layer in range(len(layers)):
                 self._select(hot, hot.derived, layer)
         return hot.derived
@@ -138,103 +142,60 @@ class FusedTrainer(EdgePopupTrainer):
                 hot.scores.numpy()[first:last], self._frozen[first:last], _bits(effective.flat)[first:last]
             )
             return
-        self._noted[first:last] = np.arange(first, last, dtype=np.int32)
-        self._settle(hot, effective, layer, [(first, last - first)], self._kept[layer])
-
-    def _settle(
-        self, hot: HotMask, effective: Effective, layer: int, places: list[tuple[int, int]], missing: int
-    ) -> None:
-        where, cut = np.array(places, dtype=np.int64), effective.cut[layer]
-        step.settle(_keys(hot), self._frozen, _bits(effective.flat), self._noted, where, missing, cut)
+        arrays = _keys(hot), self._frozen, _bits(effective.flat), self._noted
+        step.select(*arrays, self._kept[layer], effective.cut[layer], first, last)
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
     def evaluate(self, hot: HotMask, x: Tensor, y: Tensor) -> ForwardPass:
         """Logits and losses of prepared inputs (n, *input_shape) and labels (n,) under the mask as it is."""
         weights, inputs = self._effective(hot).layers, []
-        h = x.flatten(1).to(self._dtype)
+        h = x.reshape(len(x), -1).to(self._dtype)
         for layer, weight in enumerate(weights):
             inputs.append(h)
             h = h @ weight.T
             if layer < len(weights) - 1:
                 h = self._scaled(h, layer).relu_()
         logits = self._scaled(h.float(), len(weights) - 1)
-        log_p = functional.log_softmax(logits, dim=1)
-        losses = functional.nll_loss(log_p, y, reduction="none")
-        return ForwardPass(logits, log_p, losses, losses.mean(), (), tuple(inputs), y)
+        p, losses = logits.softmax(1), torch.empty(len(y) + 1)
+        cross_entropy.losses_into(logits.numpy(), p.numpy(), y.numpy(), losses.numpy())
+        return ForwardPass(logits, p, losses[:-1], losses[-1], (), tuple(inputs), y)
 
     def update(self, hot: HotMask, evaluation: Evaluation) -> None:
         """Edge-popup: gradient to the effective weights, times the frozen weights, straight through to the scores."""
         assert isinstance(evaluation, ForwardPass)  # noqa: S101 - for the type checker; `evaluate` made it
         effective = self._effective(hot)
-        kind, constants = _constants(self.optimiser, hot.optimiser)
+        hot.optimiser.step += 1
         above = _output_gradient(evaluation).to(self._dtype)
         for layer in reversed(range(len(effective.layers))):
             inputs, outputs = evaluation.inputs[layer], above
             if layer:  # before the weights change
                 above = self._scaled(outputs @ effective.layers[layer], layer)
-                above = torch.ops.aten.threshold_backward(above, inputs, 0)
-            self._advance(hot, effective, layer, (outputs, inputs), (kind, constants))
+                step.cut_where_zero(_bits(inputs), _bits(above))
+            self._advance(hot, effective, layer, outputs, inputs)
 
     def _scaled(self, outputs: Tensor, layer: int) -> Tensor:
         """Signs stand for weights in bfloat16: their size comes in here."""
         return outputs if self._dtype == torch.float32 else outputs.mul_(self._scales[layer])
 
-    def _advance(
-        self,
-        hot: HotMask,
-        effective: Effective,
-        layer: int,
-        factors: tuple[Tensor, Tensor],
-        rule: tuple[int, NDArray[np.float32]],
-    ) -> None:
-        """Gradient of a layer, and the pass over its scores while most of it is in a cache."""
-        outputs, inputs = factors
-        low, high = self._band(effective, layer)
-        moments = hot.optimiser.moments
-        arrays = (self._frozen, hot.scores.numpy(), moments[0].numpy(), moments[-1].numpy(), _bits(effective.flat))
-        begin, end = int(self._offsets[layer]), int(self._offsets[layer + 1])
-        gradient = self._gradient[: end - begin]
-        torch.mm(outputs.T, inputs, out=gradient.view(outputs.shape[1], -1))
-        found: list[tuple[int, int, int]] = []
-
-        def part(first: int, last: int) -> None:
-            a, b = begin + first * step.PIECE, min(begin + last * step.PIECE, end)
-            above, inside = step.advance(_bits(gradient), *arrays, self._noted, low, high, *rule, a, b, begin)
-            found.append((a, int(above), inside))
-
-        spread(-(-(end - begin) // step.PIECE), part, least=_LEAST)
-        if self._kept is not None:
-            self._cut(hot, effective, layer, sorted(found))
-
-    def _band(self, effective: Effective, layer: int) -> tuple[int, int]:
-        """Keys between which the layer's new threshold is expected; -1 without top-k."""
+    def _advance(self, hot: HotMask, effective: Effective, layer: int, outputs: Tensor, inputs: Tensor) -> None:
+        """Gradient of a layer from those to its outputs, and the pass over its scores while it is in a cache."""
+        torch.mm(outputs.T, inputs, out=self._gradients[layer])
+        arrays = self._gradient, self._frozen, *effective.arrays
+        rule = *self._rule, hot.optimiser.step
+        where = self._offsets[layer], self._offsets[layer + 1]
         if self._kept is None:
-            return -1, -1
-        threshold, width = effective.cut[layer, :1].view(np.float32)[0], np.float32(effective.width[layer])
-        ends = np.array([threshold * (1 - width), threshold * (1 + width)], dtype=np.float32).view(np.int32)
-        return int(ends[0]), int(ends[1])
-
-    def _cut(self, hot: HotMask, effective: Effective, layer: int, found: list[tuple[int, int, int]]) -> None:
-        """Find the layer's exact threshold inside its band, or, where it is not there, among all scores."""
-        assert self._kept is not None  # noqa: S101 - for the type checker; `_advance` asked
-        threshold = effective.cut[layer, :1].view(np.float32)
-        before = float(threshold[0])
-        missing = self._kept[layer] - sum(above for _, above, _ in found)
-        if 0 < missing <= sum(inside for _, _, inside in found):
-            self._settle(hot, effective, layer, [(at, inside) for at, _, inside in found], missing)
+            step.advance_threshold(*arrays, *rule, *where)
         else:
-            self._select(hot, effective, layer)
-        moved = abs(float(threshold[0]) - before) / before if before > 0 else _BAND[1]
-        effective.width[layer] = min(max(_SLACK * moved, _BAND[0]), _BAND[1])
+            band = effective.cut[layer], effective.width[layer : layer + 1]
+            step.advance_top_k(*arrays, self._noted, *rule, *where, self._kept[layer], *band)
 
 
 def _output_gradient(evaluation: ForwardPass) -> Tensor:
     """Gradient of the mean loss to the logits: (softmax - one-hot) / n."""
-    rows = len(evaluation.labels)
-    gradient = evaluation.log_p.exp()
-    gradient.numpy()[np.arange(rows), evaluation.labels.numpy()] -= 1  # torch's indexing takes six times as long
-    return gradient.div_(rows)
+    gradient = torch.empty_like(evaluation.p)
+    cross_entropy.gradient_into(evaluation.p.numpy(), evaluation.labels.numpy(), gradient.numpy())
+    return gradient
 
 
 def _keys(hot: HotMask) -> NDArray[np.int32]:
@@ -246,26 +207,17 @@ def _bits(tensor: Tensor) -> NDArray[Any]:
     return tensor.numpy() if tensor.dtype == torch.float32 else tensor.view(torch.uint16).numpy()
 
 
-def _constants(optimiser: Optimiser, state: OptimiserState) -> tuple[int, NDArray[np.float32]]:
-    """Kind and constants of `kernels.step.advance` for the next update, which is counted.
+def _rule(optimiser: Optimiser) -> tuple[int, NDArray[np.float64]]:
+    """Kind and hyperparameters of an optimiser: learning rate, decay of the mean, decay of the square, eps.
 
     Raises:
         TypeError: an optimiser the step is not written out for.
     """
-    state.step += 1
     match optimiser:
         case Adam():
-            mean, square = (1 - beta**state.step for beta in optimiser.betas)
-            root, (slow, slower) = square**0.5, optimiser.betas
-            rate = optimiser.learning_rate / mean * root
-            return step.ADAM, _floats(rate, 1 - slow, slower, 1 - slower, optimiser.eps * root)
+            return moving.ADAM, np.array([optimiser.learning_rate, *optimiser.betas, optimiser.eps])
         case RMSprop():
-            decay = optimiser.decay
-            return step.RMSPROP, _floats(optimiser.learning_rate, 0, decay, 1 - decay, optimiser.eps)
+            return moving.RMSPROP, np.array([optimiser.learning_rate, 0, optimiser.decay, optimiser.eps])
         case SGD():
-            return step.SGD, _floats(optimiser.learning_rate, 0, optimiser.momentum, 0, 0)
+            return moving.SGD, np.array([optimiser.learning_rate, 0, optimiser.momentum, 0])
     raise TypeError(f"the step is not written out for {type(optimiser).__name__}")
-
-
-def _floats(*values: float) -> NDArray[np.float32]:
-    return np.array(values, dtype=np.float32)

@@ -57,11 +57,7 @@ class OneShot:
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of the softmax over the last axis: logits (..., s) -> (...)."""
-    return entropy_of(functional.log_softmax(logits, dim=-1))
-
-
-def entropy_of(log_p: Tensor) -> Tensor:
-    """Entropy in nats of log-probabilities over the last axis: (..., s) -> (...)."""
+    log_p = functional.log_softmax(logits, dim=-1)
     return -(log_p.exp() * log_p).sum(-1)
 
 

@@ -24,7 +24,6 @@ from supsup_online.decide import Decider, RuleSettings, Verdict
 from supsup_online.drift import DETECTORS, DriftMonitor
 from supsup_online.errors import BadBatchError, CodecError, SpecError
 from supsup_online.fused_trainer import trainer_for
-from supsup_online.inference import entropy_of
 from supsup_online.learner_state import Changes, StreamState
 from supsup_online.network import Network
 from supsup_online.optimisers import OptimiserChoice
@@ -247,7 +246,7 @@ class OnlineLearner:
             loss=float(evaluation.mean_loss.detach()),
             accuracy=correct / len(y),
             correct=correct,
-            entropy=float(entropy_of(evaluation.log_p).mean()),
+            entropy=float(evaluation.entropies(y).mean()),
             predictions=predictions.cpu().numpy(),
         )
 

@@ -44,17 +44,23 @@ class Evaluation:
 
     Attributes:
         logits: (n, outputs), without gradient.
-        log_p: their log-softmax (n, outputs), without gradient.
+        p: their softmax (n, outputs), without gradient.
         losses: cross-entropy per sample, float32 (n,), without gradient.
         mean_loss: scalar that carries the graph.
         weights: the effective weights the graph ends in, one leaf per layer.
     """
 
     logits: Tensor
-    log_p: Tensor
+    p: Tensor
     losses: Tensor
     mean_loss: Tensor
     weights: tuple[Tensor, ...]
+
+    def entropies(self, y: Tensor) -> Tensor:
+        """Output entropy per sample, nats, float32 (n,), from the losses of labels y (n,) and without a logarithm."""
+        logsumexp = self.losses + self.logits.gather(1, y[:, None]).squeeze(1)
+        expected: Tensor = torch.linalg.vecdot(self.p, self.logits)
+        return (logsumexp - expected).clamp_(min=0)
 
 
 class EdgePopupTrainer:
@@ -89,9 +95,9 @@ class EdgePopupTrainer:
         parts = zip(net.architecture.split(hot.scores), self._weights, strict=True)
         effective = tuple((frozen * net.variant.select(part)).requires_grad_() for part, frozen in parts)
         logits = net.architecture.forward(x, effective)
-        log_p = functional.log_softmax(logits, dim=1)
-        losses = functional.nll_loss(log_p, y, reduction="none")
-        return Evaluation(logits.detach(), log_p.detach(), losses.detach(), losses.mean(), effective)
+        losses = functional.cross_entropy(logits, y, reduction="none")
+        plain = logits.detach()
+        return Evaluation(plain, plain.softmax(1), losses.detach(), losses.mean(), effective)
 
     def update(self, hot: HotMask, evaluation: Evaluation) -> None:
         """Edge-popup: gradient to the effective weights, times the frozen weights, straight through to the scores."""

@@ -8,12 +8,13 @@ Every sum is kept in 64 lanes and added up as a fixed tree, whatever the machine
 and with it the last bit, does not depend on the number of threads.
 """
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
+from supsup_online.kernels.vectors import data, loop
 
 MASKS: Final = 4  # at once: they share the loads of the vector
 ROWS: Final = 4  # at once: they share the loads of the inputs
@@ -29,11 +30,6 @@ def _int(value: int) -> ir.Constant:
     return ir.Constant(_I64, value)
 
 
-def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """Pointer to the first item of a C-contiguous array."""
-    return context.make_array(kind)(context, builder, value).data
-
-
 def _load(builder: Any, pointer: Any, part: int) -> Any:
     """Sixteen floats behind `pointer`, the part-th of four such groups."""
     at = builder.gep(pointer, [_int(part * _LANES)])
@@ -44,28 +40,6 @@ def _predicate(builder: Any, word: Any, part: int) -> Any:
     """Sixteen bits of the word behind a pointer; bit j of part p is bit 16 p + j of a little-endian word."""
     halves = builder.bitcast(word, ir.IntType(_LANES).as_pointer())
     return builder.bitcast(builder.load(builder.gep(halves, [_int(part)]), align=1), _PREDICATE)
-
-
-def _loop(builder: Any, count: Any, sums: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-    """A loop over i < count that carries `sums`; what it leaves them at."""
-    before = builder.block
-    head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    i = builder.phi(_I64)
-    i.add_incoming(_int(0), before)
-    carried = [builder.phi(_VECTOR) for _ in sums]
-    for phi, start in zip(carried, sums, strict=True):
-        phi.add_incoming(start, before)
-    builder.cbranch(builder.icmp_signed("<", i, count), inside, after)
-    builder.position_at_end(inside)
-    updated = body(i, carried)
-    i.add_incoming(builder.add(i, _int(1)), inside)
-    for phi, value in zip(carried, updated, strict=True):
-        phi.add_incoming(value, inside)
-    builder.branch(head)
-    builder.position_at_end(after)
-    return carried
 
 
 def _totals(builder: Any, rows: list[list[Any]]) -> list[Any]:
@@ -119,10 +93,10 @@ def add_masked(typing: Any, words: Any, starts: Any, offset: Any, count: Any, ve
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         kinds = signature.args
-        begin = _data(context, builder, kinds[1], given[1])
-        numbers = builder.gep(_data(context, builder, kinds[4], given[4]), [builder.mul(given[2], _int(64))])
-        totals = _data(context, builder, kinds[5], given[5])
-        origin = builder.gep(_data(context, builder, kinds[0], given[0]), [given[2]])
+        begin = data(context, builder, kinds[1], given[1])
+        numbers = builder.gep(data(context, builder, kinds[4], given[4]), [builder.mul(given[2], _int(64))])
+        totals = data(context, builder, kinds[5], given[5])
+        origin = builder.gep(data(context, builder, kinds[0], given[0]), [given[2]])
         masks = [builder.gep(origin, [builder.load(builder.gep(begin, [_int(m)]))]) for m in range(MASKS)]
 
         def body(i: Any, sums: list[Any]) -> list[Any]:
@@ -138,7 +112,7 @@ def add_masked(typing: Any, words: Any, starts: Any, offset: Any, count: Any, ve
 
         places = [(m, p) for m in range(MASKS) for p in range(_PARTS)]
         rows = [builder.gep(totals, [_int(64 * m)]) for m in range(MASKS)]
-        after = _loop(builder, given[3], [_load(builder, rows[m], p) for m, p in places], body)
+        after = loop(builder, given[3], [_load(builder, rows[m], p) for m, p in places], body)
         for (m, p), value in zip(places, after, strict=True):
             at = builder.gep(rows[m], [_int(p * _LANES)])
             builder.store(value, builder.bitcast(at, _VECTOR.as_pointer()), align=4)
@@ -165,10 +139,10 @@ def _masked_rows(rows: int) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             kinds = signature.args
             count = given[2]
-            mask = builder.gep(_data(context, builder, kinds[0], given[0]), [given[1]])
-            frozen = builder.gep(_data(context, builder, kinds[3], given[3]), [given[4]])
-            x = builder.gep(_data(context, builder, kinds[5], given[5]), [given[6]])
-            target = builder.gep(_data(context, builder, kinds[7], given[7]), [given[8]])
+            mask = builder.gep(data(context, builder, kinds[0], given[0]), [given[1]])
+            frozen = builder.gep(data(context, builder, kinds[3], given[3]), [given[4]])
+            x = builder.gep(data(context, builder, kinds[5], given[5]), [given[6]])
+            target = builder.gep(data(context, builder, kinds[7], given[7]), [given[8]])
             zero = ir.Constant(_VECTOR, [0.0] * _LANES)
 
             def body(i: Any, sums: list[Any]) -> list[Any]:
@@ -186,7 +160,7 @@ def _masked_rows(rows: int) -> Any:
                         updated.append(builder.select(_predicate(builder, word, p), more, now))
                 return updated
 
-            sums = _loop(builder, count, [zero] * (rows * _PARTS), body)
+            sums = loop(builder, count, [zero] * (rows * _PARTS), body)
             totals = _totals(builder, [sums[r * _PARTS : (r + 1) * _PARTS] for r in range(rows)])
             for r, total in enumerate(totals):
                 builder.store(total, builder.gep(target, [_int(r)]))
@@ -236,12 +210,12 @@ def masked_neuron(
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         kinds = signature.args
-        begin = _data(context, builder, kinds[1], given[1])
-        origin = builder.gep(_data(context, builder, kinds[0], given[0]), [given[2]])
+        begin = data(context, builder, kinds[1], given[1])
+        origin = builder.gep(data(context, builder, kinds[0], given[0]), [given[2]])
         masks = [builder.gep(origin, [builder.load(builder.gep(begin, [_int(m)]))]) for m in range(MASKS)]
-        frozen = builder.gep(_data(context, builder, kinds[4], given[4]), [builder.mul(given[2], _int(64))])
-        x = builder.gep(_data(context, builder, kinds[5], given[5]), [given[6]])
-        target = _data(context, builder, kinds[7], given[7])
+        frozen = builder.gep(data(context, builder, kinds[4], given[4]), [builder.mul(given[2], _int(64))])
+        x = builder.gep(data(context, builder, kinds[5], given[5]), [given[6]])
+        target = data(context, builder, kinds[7], given[7])
 
         def body(i: Any, sums: list[Any]) -> list[Any]:
             at = builder.mul(i, _int(64))
@@ -256,7 +230,7 @@ def masked_neuron(
             return out
 
         zero = ir.Constant(_VECTOR, [0.0] * _LANES)
-        sums = _loop(builder, given[3], [zero] * (MASKS * _PARTS), body)
+        sums = loop(builder, given[3], [zero] * (MASKS * _PARTS), body)
         totals = _totals(builder, [sums[m * _PARTS : (m + 1) * _PARTS] for m in range(MASKS)])
         for m, total in enumerate(totals):
             builder.store(total, builder.gep(target, [_int(m)]))

@@ -1,38 +1,71 @@
 """The elementwise half of a training step as one pass over the scores: see `fused_trainer`, which calls it.
 
 Per weight, in this order: the gradient goes straight through to the score, the optimiser moves the score, the mask is
-chosen anew, and the effective weight is written for the next forward pass. Weights pass in pieces that stay in the
-first-level cache between these loops, so memory is read and written once.
+chosen anew, and the effective weight is written for the next forward pass (`moving.move`).
 
 Top-k without a sort. Magnitudes are compared as the bits of abs(score), which order like the numbers. The pass is given
 a band of keys round the previous threshold: what lies above is kept, what lies below is dropped, and of what lies
-inside the indices are noted. `settle` finds the exact threshold among those few. If it lies outside the band, it says
-so, and the caller selects among all.
+inside the indices are noted. The exact threshold is then found among those few, or, if it has left the band, among all.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from supsup_online.kernels.compiled import compiled
+from supsup_online.kernels.moving import ADAM, LANES, RMSPROP, SGD, move
 
 Floats = NDArray[np.float32]
-Whole = NDArray[np.int64]
+Doubles = NDArray[np.float64]
+Arrays = tuple[Any, ...]  # gradient, weights, scores, two moments, effective weights
 
-ADAM: Final = 0
-RMSPROP: Final = 1
-SGD: Final = 2
-
-# Weights that pass at a time: six arrays of 8 KB. Threads cut between pieces only: the rest behind the last whole
-# vector is rounded on its own, so elsewhere a last bit would depend on the number of threads.
-PIECE: Final = 2048
-_BLOCK: Final = 32
+PIECE: Final = 2048  # weights between two looks at what lies inside the band
+NARROWEST: Final = np.float32(0.002)  # half width of the band, as a share of the threshold
+WIDEST: Final = np.float32(0.25)
+_SLACK: Final = np.float32(4)  # the band over how far the threshold moved last
 _ABS: Final = np.int32(0x7FFFFFFF)
 
 
 @compiled
-def advance(
+def advance_threshold(
+    gradient: NDArray[np.generic],
+    weights: Floats,
+    scores: Floats,
+    first_moment: Floats,
+    second_moment: Floats,
+    effective: NDArray[np.generic],
+    kind: int,
+    hyperparameters: Doubles,
+    updates: int,
+    first: int,
+    last: int,
+) -> None:
+    """The pass over one layer, weights first..last-1, where scores >= 0 are kept.
+
+    One thread's work: it waits for memory as much as it computes, and torch's threads, which have just multiplied, spin
+    on the other cores for a while.
+
+    Args:
+        gradient: to the layer's effective weights, float32, or bfloat16 as its bits, uint16.
+        weights: frozen, float32 (P,).
+        scores: float32 (P,), changed.
+        first_moment: float32 (P,), changed (Adam: the mean; RMSprop: the square; SGD: the velocity).
+        second_moment: float32 (P,), changed (Adam: the square); else not used, and may be the first.
+        effective: float32 (P,): weight or 0; or uint16 (P,): the sign of the weight or 0, as bits of a bfloat16.
+        kind: ADAM, RMSPROP or SGD.
+        hyperparameters: float64 (4,): learning rate, decays of both moments, eps.
+        updates: how many the scores have had with this one, from 1 on.
+        first: the layer's first weight.
+        last: the one behind its last.
+    """
+    arrays = gradient, weights, scores, first_moment, second_moment, effective
+    constants = constants_of(kind, hyperparameters, updates)
+    _advance(arrays, kind, constants, first, last, -1, -1, np.empty(0, np.int32))
+
+
+@compiled
+def advance_top_k(
     gradient: NDArray[np.generic],
     weights: Floats,
     scores: Floats,
@@ -40,120 +73,170 @@ def advance(
     second_moment: Floats,
     effective: NDArray[np.generic],
     noted: NDArray[np.int32],
-    low: int,
-    high: int,
+    kind: int,
+    hyperparameters: Doubles,
+    updates: int,
+    first: int,
+    last: int,
+    kept: int,
+    cut: NDArray[np.int32],
+    width: Floats,
+) -> None:
+    """The pass over one layer where the `kept` scores with the largest magnitude are kept, of equals the first.
+
+    Args:
+        gradient: this one and those not named here are those of `advance_threshold`.
+        weights: float32 (P,).
+        scores: float32 (P,).
+        first_moment: float32 (P,).
+        second_moment: float32 (P,).
+        effective: float32 (P,) or uint16 (P,).
+        noted: int32 (P,), room for indices.
+        kind: of the optimiser.
+        hyperparameters: float64 (4,).
+        updates: from 1 on.
+        first: the layer's first weight.
+        last: the one behind its last.
+        kept: how many.
+        cut: int32 (2,): threshold as a key, and the last index kept among those equal to it. Read and set.
+        width: float32 (1,): half width of the band, as a share of the threshold. Read and set; time depends on it, the
+            result does not.
+    """
+    threshold = cut[:1].view(np.float32)
+    before = threshold[0]
+    ends = np.array([before * (1 - width[0]), before * (1 + width[0])], np.float32).view(np.int32)
+    arrays = gradient, weights, scores, first_moment, second_moment, effective
+    constants = constants_of(kind, hyperparameters, updates)
+    above, inside = _advance(arrays, kind, constants, first, last, ends[0], ends[1], noted[first:last])
+    keys, missing = scores.view(np.int32), kept - above
+    if 0 < missing <= inside:
+        _settle(keys, weights, effective, noted[first : first + inside], missing, cut)
+    else:
+        select(keys, weights, effective, noted, kept, cut, first, last)
+    moved = abs(threshold[0] - before) / before if before > 0 else WIDEST
+    width[0] = min(max(_SLACK * moved, NARROWEST), WIDEST)
+
+
+@compiled
+def _advance(
+    arrays: Arrays,
     kind: int,
     constants: Floats,
     first: int,
     last: int,
-    base: int,
-) -> tuple[np.int32, int]:
-    """The pass over weights first..last-1 of one layer.
-
-    Args:
-        gradient: to the effective weights from `base` on, float32, or bfloat16 as its bits, uint16.
-        weights: frozen, float32 (P,).
-        scores: float32 (P,), changed.
-        first_moment: float32 (P,), changed (Adam: the mean; RMSprop: the square; SGD: the velocity).
-        second_moment: float32 (P,), changed (Adam: the square); else not used.
-        effective: float32 (P,): weight or 0; or uint16 (P,): the sign of the weight or 0, as bits of a bfloat16.
-        noted: int32 (P,): indices inside the band, written from `first` on.
-        low: smallest key inside the band; negative: no top-k but scores >= 0.
-        high: largest key inside the band.
-        kind: ADAM, RMSPROP or SGD.
-        constants: float32 (5,), see `_move`.
-        first: begin of the part.
-        last: its end.
-        base: the weight that the gradient begins with.
-
-    Returns:
-        how many keys lie above the band, and how many inside.
-    """
-    piece = np.empty(PIECE, np.float32)
-    above, inside = np.int32(0), 0
+    low: int,
+    high: int,
+    noted: NDArray[np.int32],
+) -> tuple[int, int]:
+    """The pass: how many keys lie above the band, and how many inside, whose indices are then in `noted`."""
+    band, inside = np.array([low, high], np.int32), np.empty(PIECE // LANES, np.uint16)
+    above, count = 0, 0
     for begin in range(first, last, PIECE):
-        end = min(begin + PIECE, last)
-        some, frozen = piece[: end - begin], weights[begin:end]
-        score, target = scores[begin:end], effective[begin:end]
-        _widen(gradient[begin - base : end - base], some)
-        _through(some, frozen, score, low >= 0)
-        _move(kind, constants, some, score, first_moment[begin:end], second_moment[begin:end])
+        vectors = (min(begin + PIECE, last) - begin) // LANES
+        above += _move(kind, arrays, begin - first, begin, vectors, constants, band, inside)
         if low >= 0:
-            keys = score.view(np.int32)
-            above += _keep(keys, high, frozen, target)
-            inside += _note(keys, low, high, begin, noted[first + inside :])
-        else:
-            keep_positive(score, frozen, target)
-    return above, inside
+            count += _note(inside[:vectors], begin, noted[count:])
+    rest = (last - first) % LANES
+    if rest:
+        padded = _padded(arrays, last - rest, rest, first)
+        above += _move(kind, padded, 0, 0, 1, constants, band, inside)
+        _put_back(padded, arrays, last - rest, rest)
+        if low >= 0:
+            inside[0] &= np.uint16((1 << rest) - 1)
+            count += _note(inside[:1], last - rest, noted[count:])
+    return above, count
 
 
 @compiled
-def _widen(gradient: NDArray[np.generic], out: Floats) -> None:
-    """Float32 as it is; the bits of a bfloat16 are the upper half of a float32."""
-    if gradient.itemsize == 4:
-        for i in range(len(out)):
-            out[i] = gradient[i]
-    else:
-        bits = out.view(np.uint32)
-        for i in range(len(out)):
-            bits[i] = np.uint32(gradient[i]) << np.uint32(16)
-
-
-@compiled
-def _through(some: Floats, frozen: Floats, score: Floats, by_magnitude: bool) -> None:
-    zero = np.float32(0)
-    if by_magnitude:
-        for i in range(len(some)):
-            g, s = some[i] * frozen[i], score[i]
-            some[i] = g if s > zero else (-g if s < zero else zero)
-    else:
-        for i in range(len(some)):
-            some[i] *= frozen[i]
-
-
-@compiled
-def _move(kind: int, c: Floats, g: Floats, score: Floats, one: Floats, two: Floats) -> None:
-    """The optimiser.
-
-    Constants: learning rate, 1 - decay of the mean, decay of the square (SGD: the momentum), 1 - decay of the square,
-    eps. Adam's bias corrections are in the rate and in eps: a quotient less per weight.
-    """
-    rate, fresh, decay, more, eps = c[0], c[1], c[2], c[3], c[4]
-    if kind == ADAM:
-        for i in range(len(g)):
-            one[i] += fresh * (g[i] - one[i])
-            two[i] = decay * two[i] + more * (g[i] * g[i])
-            score[i] -= rate * (one[i] / (np.sqrt(two[i]) + eps))
+def _move(
+    kind: int,
+    arrays: Arrays,
+    at: int,
+    first: int,
+    vectors: int,
+    constants: Floats,
+    band: NDArray[np.int32],
+    inside: NDArray[np.uint16],
+) -> int:
+    """`moving.move`, of which every choice below is compiled by itself."""
+    g, w, s, one, two, out = arrays
+    by_magnitude = band[0] >= 0
+    above: int = 0
+    if kind == ADAM and by_magnitude:
+        above = move(g, w, s, one, two, out, at, first, vectors, constants, band, inside, ADAM, 1)
+    elif kind == ADAM:
+        above = move(g, w, s, one, two, out, at, first, vectors, constants, band, inside, ADAM, 0)
+    elif kind == RMSPROP and by_magnitude:
+        above = move(g, w, s, one, two, out, at, first, vectors, constants, band, inside, RMSPROP, 1)
     elif kind == RMSPROP:
-        for i in range(len(g)):
-            one[i] = decay * one[i] + more * (g[i] * g[i])
-            score[i] -= rate * (g[i] / (np.sqrt(one[i]) + eps))
+        above = move(g, w, s, one, two, out, at, first, vectors, constants, band, inside, RMSPROP, 0)
+    elif by_magnitude:
+        above = move(g, w, s, one, two, out, at, first, vectors, constants, band, inside, SGD, 1)
     else:
-        for i in range(len(g)):
-            one[i] = decay * one[i] + g[i]
-            score[i] -= rate * one[i]
-
-
-@compiled
-def _keep(keys: NDArray[np.int32], high: int, frozen: Floats, target: NDArray[np.generic]) -> np.int32:
-    above, bound = np.int32(0), np.int32(high)
-    if target.itemsize == 4:
-        for i in range(len(keys)):
-            kept = (keys[i] & _ABS) > bound
-            above += np.int32(kept)
-            target[i] = frozen[i] if kept else np.float32(0)
-    else:
-        bits = frozen.view(np.uint32)
-        for i in range(len(keys)):
-            kept = (keys[i] & _ABS) > bound
-            above += np.int32(kept)
-            target[i] = _sign(bits[i]) if kept else np.uint16(0)
+        above = move(g, w, s, one, two, out, at, first, vectors, constants, band, inside, SGD, 0)
     return above
 
 
 @compiled
+def _padded(arrays: Arrays, first: int, count: int, base: int) -> Arrays:
+    """One vector of each array, of which `count` weights are real; the others are zero and stay out of every band."""
+    g, w, s, one, two, out = arrays
+    return (
+        _vector(g, first - base, count),
+        _vector(w, first, count),
+        _vector(s, first, count),
+        _vector(one, first, count),
+        _vector(two, first, count),
+        _vector(out, first, count),
+    )
+
+
+@compiled
+def _vector(array: NDArray[np.generic], first: int, count: int) -> NDArray[np.generic]:
+    out = np.zeros(LANES, array.dtype)
+    out[:count] = array[first : first + count]
+    return out
+
+
+@compiled
+def _put_back(padded: Arrays, arrays: Arrays, first: int, count: int) -> None:
+    _, _, s, one, two, out = padded
+    _, _, scores, first_moment, second_moment, effective = arrays
+    for i in range(count):
+        scores[first + i], effective[first + i] = s[i], out[i]
+        second_moment[first + i] = two[i]
+        first_moment[first + i] = one[i]  # after it: with one moment both are the same array
+
+
+@compiled
+def cut_where_zero(activations: NDArray[np.generic], gradient: NDArray[np.generic]) -> None:
+    """Backward of ReLU: cut the gradient (n, m), in place, where its output (n, m) was zero.
+
+    Both float32, or the bits of bfloat16, uint16, of which a positive number has the same zero.
+    """
+    nothing = gradient.dtype.type(0)
+    for row in range(len(gradient)):
+        some, target = activations[row], gradient[row]
+        for i in range(len(target)):
+            target[i] = target[i] if some[i] > nothing else nothing
+
+
+@compiled
+def constants_of(kind: int, hyperparameters: Doubles, updates: int) -> Floats:
+    """Of one update, float32 (5,): rate, 1 - decay of the mean, decay of the square (SGD: the momentum), 1 - it, eps.
+
+    Adam's bias corrections go into the rate and into eps: a quotient less per weight.
+    """
+    rate, mean, square, eps = hyperparameters
+    if kind == ADAM:
+        root = np.sqrt(1 - square**updates)
+        rate, eps = rate / (1 - mean**updates) * root, eps * root
+    return np.array([rate, 1 - mean, square, 1 - square, eps]).astype(np.float32)
+
+
+@compiled
 def keep_positive(score: Floats, frozen: Floats, target: NDArray[np.generic]) -> None:
-    """Effective weights (see `advance`) of scores >= 0."""
+    """Effective weights (see `advance_threshold`) of scores >= 0."""
     if target.itemsize == 4:
         for i in range(len(score)):
             target[i] = frozen[i] if score[i] >= np.float32(0) else np.float32(0)
@@ -170,29 +253,27 @@ def _sign(bits: np.uint32) -> np.uint16:
 
 
 @compiled
-def _note(keys: NDArray[np.int32], low: int, high: int, begin: int, noted: NDArray[np.int32]) -> int:
-    """Few keys lie inside the band, so a glance at a block of them, one vector, mostly saves a look at each."""
-    count, least, span = 0, np.int32(low), np.uint32(high - low)
-    for block in range(0, len(keys), _BLOCK):
-        some = keys[block:][:_BLOCK]
-        seen = np.uint32(0)
-        for i in range(len(some)):
-            seen += np.uint32(np.uint32((some[i] & _ABS) - least) <= span)
-        if seen:
-            for i in range(len(some)):
-                if np.uint32((some[i] & _ABS) - least) <= span:
-                    noted[count] = begin + block + i
-                    count += 1
+def _note(inside: NDArray[np.uint16], begin: int, noted: NDArray[np.int32]) -> int:
+    """Write down which weights the bits of `inside` stand for; few are set."""
+    count = 0
+    for i in range(len(inside)):
+        bits = np.uint32(inside[i])
+        at = begin + i * LANES
+        while bits:
+            if bits & np.uint32(1):
+                noted[count] = at
+                count += 1
+            bits >>= np.uint32(1)
+            at += 1
     return count
 
 
 @compiled
-def settle(
+def _settle(
     keys: NDArray[np.int32],
     weights: Floats,
     effective: NDArray[np.generic],
     noted: NDArray[np.int32],
-    places: Whole,
     missing: int,
     cut: NDArray[np.int32],
 ) -> None:
@@ -201,29 +282,42 @@ def settle(
     Args:
         keys: bits of the scores, int32 (P,).
         weights: frozen, float32 (P,).
-        effective: as in `advance`, changed at the indices noted.
-        noted: int32 (P,), indices.
-        places: int64 (parts, 2): where in `noted` ascending indices begin, and how many there are.
-        missing: how many of them are to be kept, 1..all.
+        effective: as above, changed at the indices noted.
+        noted: int32 (m,), their indices, ascending.
+        missing: how many of them are to be kept, 1..m.
         cut: int32 (2,): set to the threshold and the last index kept among those equal to it.
     """
-    inside = np.empty(places[:, 1].sum(), np.int32)
-    magnitude = np.empty(len(inside), np.int32)
-    count = 0
-    for part in range(len(places)):
-        for i in range(places[part, 0], places[part, 0] + places[part, 1]):
-            inside[count], magnitude[count] = noted[i], keys[noted[i]] & _ABS
-            count += 1
+    count = len(noted)
+    magnitude = np.empty(count, np.int32)
+    for i in range(count):
+        magnitude[i] = keys[noted[i]] & _ABS
     threshold = np.partition(magnitude, count - missing)[count - missing]
     equal = missing
     for i in range(count):
         equal -= magnitude[i] > threshold
     cut[0] = threshold
     for i in range(count):
-        at, kept = inside[i], magnitude[i] > threshold
+        at, kept = noted[i], magnitude[i] > threshold
         if magnitude[i] == threshold and equal > 0:
             kept, equal, cut[1] = True, equal - 1, at
         if effective.itemsize == 4:
             effective[at] = weights[at] if kept else np.float32(0)
         else:
             effective[at] = np.uint16(0x3F80) | (np.uint16(0x8000) if weights[at] < 0 else np.uint16(0)) if kept else 0
+
+
+@compiled
+def select(
+    keys: NDArray[np.int32],
+    weights: Floats,
+    effective: NDArray[np.generic],
+    noted: NDArray[np.int32],
+    kept: int,
+    cut: NDArray[np.int32],
+    first: int,
+    last: int,
+) -> None:
+    """The mask of a layer from all of its scores; arguments as above."""
+    for i in range(first, last):
+        noted[i] = i
+    _settle(keys, weights, effective, noted[first:last], kept, cut)

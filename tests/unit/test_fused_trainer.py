@@ -136,18 +136,6 @@ def test_a_mask_whose_derived_weights_were_lost_goes_on_with_the_same_bytes():
         assert trainer.pack(kept).tobytes() == trainer.pack(lost).tobytes()
 
 
-def test_the_number_of_threads_changes_no_bit_of_the_pass(monkeypatch):
-    from supsup_online import fused_trainer  # noqa: PLC0415 - its helper is replaced
-
-    plain = fused_trainer.spread
-    found = []
-    for threads in (1, 2, 3):
-        monkeypatch.setattr(fused_trainer, "spread", lambda n, part, t=threads, **_: plain(n, part, threads=t))
-        hot, _ = trained(FusedTrainer(Network.build(LENET), OptimiserChoice().build()), 5)
-        found.append(hot.scores.numpy().tobytes())
-    assert found[0] == found[1] == found[2]
-
-
 # ---- what fits
 
 
