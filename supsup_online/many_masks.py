@@ -36,7 +36,7 @@ def superposed_mean(network: Network, masks: Words, slots: Slots | None = None) 
     if network.device.type != "cpu":
         return superposed_mean_reference(network.layout, masks[slots])
     counts = cpu.superposed_counts(np.ascontiguousarray(masks), slots)
-    return network.layout.unpad(counts).astype(np.float32) / np.float32(len(slots))
+    return network.layout.unpad(counts) / np.float32(len(slots))
 
 
 def superposed_mean_reference(layout: MaskLayout, masks: Words) -> Floats:

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from supsup_online.bitpack import WORD_BITS, MaskLayout, Words
 from supsup_online.kernels.compiled import compiled, spread
-from supsup_online.kernels.masked import MASKS, ROWS, add_masked, masked_neuron, masked_row, masked_rows
+from supsup_online.kernels.masked import (
+    MASKS,
+    ROWS,
+    add_masked,
+    masked_neuron,
+    masked_row,
+    masked_rows,
+    read_counters,
+)
 
 Floats = NDArray[np.float32]
 Slots = NDArray[np.int64]
@@ -43,8 +51,8 @@ def masked_dots(words: Words, rows: Slots, vector: Floats, *, threads: int | Non
     return out
 
 
-def superposed_counts(words: Words, rows: Slots, *, threads: int | None = None) -> NDArray[np.int32]:
-    """How many of the masks in some slots keep each edge, padded: int32 (64 * word_count,).
+def superposed_counts(words: Words, rows: Slots, *, threads: int | None = None) -> Floats:
+    """How many of the masks in some slots keep each edge, padded: float32 (64 * word_count,), exact below 2**24.
 
     Args:
         words: uint64 (slots, word_count), C-contiguous.
@@ -52,7 +60,7 @@ def superposed_counts(words: Words, rows: Slots, *, threads: int | None = None) 
         threads: how many to use; None: as many as torch.
     """
     _, starts = _checked(words, rows)
-    out = np.empty(words.shape[1] * WORD_BITS, dtype=np.int32)
+    out = np.empty(words.shape[1] * WORD_BITS, dtype=np.float32)
     flat, planes = words.reshape(-1), _planes(rows)
     spread(words.shape[1], lambda a, b: _counts(flat, starts, planes, out, a, b), threads=threads, least=_TILE)
     return out
@@ -171,13 +179,13 @@ def _masked_dots(words: Words, starts: Slots, vector: Floats, out: Floats, first
 
 
 @compiled
-def _counts(words: Words, starts: Slots, planes: int, out: NDArray[np.int32], first: int, last: int) -> None:
+def _counts(words: Words, starts: Slots, planes: int, out: Floats, first: int, last: int) -> None:
     digits, carry = np.empty((planes, _TILE), np.uint64), np.empty(_TILE, np.uint64)
     for tile in range(first, last, _TILE):
         width = min(_TILE, last - tile)
         _add_up(words, starts, tile, width, digits, carry)
         for t in range(width):
-            _read(digits, t, out[(tile + t) * 64 :][:64])
+            read_counters(digits, t, out[(tile + t) * 64 :][:64])
 
 
 @compiled
@@ -185,15 +193,15 @@ def _superposed(
     words: Words, starts: Slots, planes: int, weights: Floats, share: np.float32, out: Floats, first: int, last: int
 ) -> None:
     digits, carry = np.empty((planes, _TILE), np.uint64), np.empty(_TILE, np.uint64)
-    counts = np.empty(64, np.int32)
+    counts = np.empty(64, np.float32)
     for tile in range(first, last, _TILE):
         width = min(_TILE, last - tile)
         _add_up(words, starts, tile, width, digits, carry)
         for t in range(width):
-            _read(digits, t, counts)
+            read_counters(digits, t, counts)
             source, target = weights[(tile + t) * 64 :][:64], out[(tile + t) * 64 :][:64]
             for j in range(64):
-                target[j] = np.float32(counts[j]) * share * source[j]
+                target[j] = counts[j] * share * source[j]
 
 
 @compiled
@@ -208,18 +216,6 @@ def _add_up(words: Words, starts: Slots, tile: int, width: int, digits: Words, c
         for t in range(width):
             carry[t] = words[starts[i] + tile + t]
         _ripple(digits, 0, carry, width)
-
-
-@compiled
-def _read(digits: Words, t: int, counts: NDArray[np.int32]) -> None:
-    """The 64 counters of a word."""
-    counts[:] = 0
-    for p in range(len(digits)):
-        low, high = np.uint32(digits[p, t]), np.uint32(digits[p, t] >> np.uint64(32))
-        for j in range(32):
-            counts[j] += np.int32(((low >> np.uint32(j)) & np.uint32(1)) << np.uint32(p))
-        for j in range(32):
-            counts[32 + j] += np.int32(((high >> np.uint32(j)) & np.uint32(1)) << np.uint32(p))
 
 
 @compiled

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from supsup_online.kernels.vectors import data, loop
+from supsup_online.kernels.vectors import data, loop, splat
 
 MASKS: Final = 4  # at once: they share the loads of the vector
 ROWS: Final = 4  # at once: they share the loads of the inputs
@@ -237,3 +237,40 @@ def masked_neuron(
         return context.get_dummy_value()
 
     return types.void(words, starts, offset, count, weights, inputs, first, out), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def read_counters(typing: Any, digits: Any, column: Any, out: Any) -> Any:
+    """The 64 counters that lie across a column of words, one binary digit in each.
+
+    Args:
+        typing: numba's.
+        digits: uint64 (planes, columns), C-contiguous; the lowest digit first.
+        column: which.
+        out: float32 (64,).
+    """
+    del typing
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, given[0])
+        planes, columns = (builder.extract_value(array.shape, i) for i in range(2))
+        begin = builder.gep(array.data, [given[1]])
+        target = data(context, builder, signature.args[2], given[2])
+        one = splat(builder, ir.Constant(ir.FloatType(), 1.0), _LANES)
+
+        def body(i: Any, carried: list[Any]) -> list[Any]:
+            worth, sums = carried[0], carried[1:]
+            word = builder.gep(begin, [builder.mul(i, columns)])
+            more = [
+                builder.select(_predicate(builder, word, part), builder.fadd(now, worth), now)
+                for part, now in enumerate(sums)
+            ]
+            return [builder.fadd(worth, worth), *more]
+
+        zero = ir.Constant(_VECTOR, [0.0] * _LANES)
+        for part, value in enumerate(loop(builder, planes, [one] + [zero] * _PARTS, body)[1:]):
+            at = builder.gep(target, [_int(part * _LANES)])
+            builder.store(value, builder.bitcast(at, _VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(digits, column, out), generate
