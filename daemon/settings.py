@@ -157,7 +157,7 @@ class Settings(BaseModel):
     max_streams: int = Field(1000, ge=1, description="Streams (record keys) remembered.")
 
     device: str = Field("auto", description="cpu, cuda, cuda:N, or auto: CUDA where there is one.")
-    threads: int = Field(0, ge=0, description="CPU threads for torch; 0: its default.")
+    threads: int = Field(1, ge=0, description="CPU threads; more pay for large networks. 0: torch's default.")
     max_record_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="Larger records are dead-lettered.")
     max_rows: int = Field(4096, ge=1, description="Batches with more rows are dead-lettered.")
     dead_letters_in_a_row: int = Field(0, ge=0, description="Stop after so many records of no use in a row; 0: never.")
