@@ -17,7 +17,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(sort $(w
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all faults coverage fuzz lint format hooks bench constraints clean clean-all
+.PHONY: help setup demo test test-all faults coverage fuzz lint format hooks bench bench-all constraints clean clean-all
 
 help: ## this list
 	@sed -n 's/^\([a-zA-Z%_-]*\):[^#]*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | sed 's/^bench-%/bench-NAME/' \
@@ -68,7 +68,9 @@ format: setup ## let ruff mend what it can
 hooks: setup ## check style and types at every git commit
 	$(BIN)/pre-commit install
 
-bench: $(addprefix bench-,$(BENCHMARKS)) ## all benchmarks, one after another
+bench: bench-many_masks bench-steps bench-throughput bench-growth ## the figures of benchmarks/results/latest.json
+
+bench-all: $(addprefix bench-,$(BENCHMARKS)) ## all benchmarks, one after another: hours
 
 bench-%: benchmarks/%.py setup ## one benchmark, benchmarks/NAME.py; ARGS="--help"
 	$(BIN)/python $< $(ARGS)

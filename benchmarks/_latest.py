@@ -31,6 +31,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -57,11 +58,19 @@ def medians(ways: dict[str, Callable[[], Any]], rounds: int, burst: int = 1) -> 
         for name, way in ways.items():
             times = []
             for _ in range(burst):
+                finish()
                 begun = time.perf_counter()
                 way()
+                finish()
                 times.append(1e3 * (time.perf_counter() - begun))
             spent[name] += times[1:] or times
     return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def finish() -> None:
+    """Wait for the GPU, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def peak_bytes(way: Callable[[], Any]) -> int:

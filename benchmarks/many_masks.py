@@ -18,6 +18,7 @@ import torch
 from _latest import RESULTS, medians, peak_bytes, record
 
 from supsup_online import inference, many_masks
+from supsup_online.bitpack import Masks
 from supsup_online.inference import entropy
 from supsup_online.network import Network
 from supsup_online.spec import BankSpec
@@ -44,10 +45,12 @@ def dense_exact(network: Network, stacked: torch.Tensor, x: torch.Tensor) -> tor
 
 def measure(network: Network, count: int, rounds: int) -> dict[str, Any]:
     """Milliseconds and bytes of every way over `count` masks, one image."""
-    masks = masks_of(network, count)
+    packed = masks_of(network, count)
     x = torch.from_numpy(np.random.default_rng(1).normal(size=(1, *network.spec.input_shape)).astype(np.float32))
+    x, masks = x.to(network.device), on(network, packed)
     mean = many_masks.superposed_mean(network, masks)
-    stacked = torch.from_numpy(np.stack([network.layout.unpack(words) for words in masks]).astype(np.float32))
+    stacked = torch.from_numpy(np.stack([network.layout.unpack(words) for words in packed]).astype(np.float32))
+    stacked = stacked.to(network.device)
     some = stacked[:DENSE_EXACT]
     ways: dict[str, Callable[[], Any]] = {
         "one-shot": lambda: inference.one_shot(network, masks, x),
@@ -55,7 +58,7 @@ def measure(network: Network, count: int, rounds: int) -> dict[str, Any]:
         "exact, one image": lambda: inference.exact_entropies(network, masks, x),
         "exact, 8 images": lambda: inference.exact_entropies(network, masks, x.expand(8, *x.shape[1:])),
         "binary": lambda: inference.binary(network, masks, x),
-        "floor: one read of the bits": lambda: int(np.bitwise_or.reduce(masks.reshape(-1))),
+        "floor: one read of the bits": lambda: read(masks),
         "dense one-shot": lambda: dense_one_shot(network, stacked, x),
         "dense one-shot, by a matrix product": lambda: dense_one_shot(network, stacked, x, as_product=True),
         "dense exact": lambda: dense_exact(network, some, x),
@@ -64,9 +67,22 @@ def measure(network: Network, count: int, rounds: int) -> dict[str, Any]:
     memory = {name: held[name] + peak_bytes(ways[name]) for name in held}
     ms = medians(ways, rounds)
     ms["dense exact"] *= count / len(some)
-    agree = np.abs(inference.one_shot(network, masks, x).gradient - dense_one_shot(network, stacked, x).numpy()).max()
+    dense = dense_one_shot(network, stacked, x).cpu().numpy()
+    agree = np.abs(inference.one_shot(network, masks, x).gradient - dense).max()
     sizes = {"packed": masks.nbytes, "dense": stacked.nbytes, "memory": memory}
     return {"masks": count, "ms": ms, **sizes, "difference": float(agree)}
+
+
+def on(network: Network, packed: np.ndarray) -> Masks:
+    """The masks where a bank of the network has them."""
+    if not network.has_gpu_kernels:
+        return packed
+    return torch.from_numpy(packed.view(np.int64)).to(network.device)
+
+
+def read(masks: Masks) -> int:
+    """All bits, once."""
+    return int(masks.sum()) if isinstance(masks, torch.Tensor) else int(np.bitwise_or.reduce(masks.reshape(-1)))
 
 
 def masks_of(network: Network, count: int) -> np.ndarray:
@@ -98,8 +114,9 @@ def main() -> None:
     arguments.add_argument("--masks", nargs="+", type=int, default=[10, 100, 500, 1000, 2500])
     arguments.add_argument("--architecture", default="lenet-300-100")
     arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--device", default="cpu")
     given = arguments.parse_args()
-    network = Network.build(BankSpec(architecture=given.architecture))
+    network = Network.build(BankSpec(architecture=given.architecture), given.device)
     rows = [measure(network, count, given.rounds) for count in given.masks]
     print(f"\n{given.architecture}, {network.layout.weight_count} weights, {torch.get_num_threads()} threads\n")
     print(table(rows))
@@ -118,10 +135,11 @@ def main() -> None:
     }
     print("\n" + "\n".join(f"{name} {value:.3f}" for name, value in figures.items()))
     print(f"largest difference of a gradient from the dense one: {max(row['difference'] for row in rows):.2g}")
-    if given.architecture == "lenet-300-100":
+    if given.architecture == "lenet-300-100" and given.device == "cpu":
         record(**figures, masks_measured=most["masks"])
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"many_masks-{given.architecture}.json").write_text(json.dumps(rows, indent=1))
+    name = given.architecture if given.device == "cpu" else f"{given.architecture}-{given.device}"
+    (RESULTS / f"many_masks-{name}.json").write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

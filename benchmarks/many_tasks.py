@@ -216,7 +216,7 @@ class Run:
         learner = self.learner
         learner.sync()
         ids = np.array(list(learner.bank), dtype=np.int64)
-        words = learner.bank.stacked(ids.tolist())
+        words = np.stack([learner.bank.words(mask) for mask in ids.tolist()])
         meta = {
             "options": dict(options),
             "seconds": self.seconds,
@@ -363,6 +363,7 @@ def parse() -> argparse.Namespace:
     arguments.add_argument("--save-every", type=float, default=180.0, help="seconds")
     arguments.add_argument("--resume", action="store_true")
     arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--draw", type=Path, metavar="FILE")
     given = arguments.parse_args()
     given.dwell = tuple(given.dwell or [given.batches_per_task] * 2)
@@ -379,7 +380,7 @@ def main() -> None:
     settings = LearnerSettings(rule=RuleSettings(rule=given.rule))
     plan = make_plan(given.order, given.tasks, given.dwell, given.seed)
     scenario = Scenario(dataset, "permuted", given.tasks, given.seed)
-    run = Run(OnlineLearner(Network.build(spec), settings), scenario, plan, given.seed)
+    run = Run(OnlineLearner(Network.build(spec, given.device), settings), scenario, plan, given.seed)
     options = {name: getattr(given, name) for name in ("tasks", "order", "rule", "seed")}
     options |= {"dwell": list(given.dwell), "dataset": dataset.source, "settings": json.dumps(asdict(settings))}
     results = Path(__file__).with_name("results")

@@ -5,7 +5,7 @@
 floor       the bare float32 products of one step: forward, to the inputs (not of the first layer), to the weights
 sort        autograd, and a mask by sorting each layer's scores, as the authors' code has it
 autograd    `trainer.EdgePopupTrainer`, which selects instead
-ours        `fused_trainer.FusedTrainer`
+ours        what `fused_trainer.trainer_for` gives: `FusedTrainer`, or with `--device cuda` `DeviceTrainer`
 """
 
 import argparse
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from _latest import RESULTS, medians, record
 
-from supsup_online.fused_trainer import FusedTrainer, Precision
+from supsup_online.fused_trainer import trainer_for
 from supsup_online.network import Network
 from supsup_online.optimisers import Adam
 from supsup_online.spec import BankSpec
 from supsup_online.trainer import EdgePopupTrainer
+from supsup_online.types import Precision
 
 BATCH = 128
 BURST = 7  # steps one after the other, as in training, so with the caches as a step leaves them
@@ -62,8 +63,8 @@ class _Sorted(torch.autograd.Function):
 def products(network: Network, rows: int, dtype: torch.dtype) -> Callable[[], None]:
     """The bare products of one step."""
     weights = [part.to(dtype) for part in network.architecture.split(network.weights)]
-    inputs = [torch.randn(rows, w.shape[1]).to(dtype) for w in weights]
-    outputs = [torch.randn(rows, w.shape[0]).to(dtype) for w in weights]
+    inputs = [torch.randn(rows, w.shape[1]).to(w) for w in weights]
+    outputs = [torch.randn(rows, w.shape[0]).to(w) for w in weights]
 
     def all_of_them() -> None:
         for i, (w, x, y) in enumerate(zip(weights, inputs, outputs, strict=True)):
@@ -85,30 +86,33 @@ def stepper(trainer: EdgePopupTrainer, x: torch.Tensor, y: torch.Tensor) -> Call
     return once
 
 
-def measure(architecture: str, rows: int, rounds: int) -> dict[str, float]:
+def measure(architecture: str, rows: int, rounds: int, device: str) -> dict[str, float]:
     """Median milliseconds of each way."""
-    top_k = Network.build(BankSpec(architecture=architecture))
-    threshold = Network.build(BankSpec(architecture=architecture, variant="threshold"))
+    top_k = Network.build(BankSpec(architecture=architecture), device)
+    threshold = Network.build(BankSpec(architecture=architecture, variant="threshold"), device)
     rng = np.random.default_rng(0)
-    x = torch.from_numpy(rng.normal(size=(rows, 28, 28)).astype(np.float32))
-    y = torch.from_numpy(rng.integers(0, 10, rows))
+    x = torch.from_numpy(rng.normal(size=(rows, 28, 28)).astype(np.float32)).to(device)
+    y = torch.from_numpy(rng.integers(0, 10, rows)).to(device)
     sorting = Sorting(top_k, Adam())
     hot = sorting.start(0)
 
     def ours(network: Network, precision: Precision = "float32") -> Callable[[], None]:
-        return stepper(FusedTrainer(network, Adam(), precision), x, y)
+        return stepper(trainer_for(network, Adam(), precision), x, y)
 
     ways: dict[str, Callable[[], None]] = {
         "floor": products(top_k, rows, torch.float32),
         "floor, bfloat16": products(top_k, rows, torch.bfloat16),
         "ours, threshold": ours(threshold),
         "ours, top-k": ours(top_k),
-        "ours, threshold, bfloat16": ours(threshold, "bfloat16"),
-        "ours, top-k, bfloat16": ours(top_k, "bfloat16"),
         "autograd, threshold": stepper(EdgePopupTrainer(threshold, Adam()), x, y),
         "autograd, top-k": stepper(EdgePopupTrainer(top_k, Adam()), x, y),
         "sort": lambda: sorting.step(hot, x, y),
     }
+    if device == "cpu":
+        ways |= {
+            "ours, threshold, bfloat16": ours(threshold, "bfloat16"),
+            "ours, top-k, bfloat16": ours(top_k, "bfloat16"),
+        }
     quick = {name: way for name, way in ways.items() if name != "sort"}
     return medians(quick, max(3, rounds // BURST), BURST) | medians({"sort": ways["sort"]}, max(3, rounds // 8))
 
@@ -120,10 +124,11 @@ def main() -> None:
     arguments.add_argument("--batches", nargs="+", type=int, default=[32, BATCH, 512])
     arguments.add_argument("--rounds", type=int, default=60)
     arguments.add_argument("--threads", type=int, default=1, help="0: torch's default")
+    arguments.add_argument("--device", default="cpu")
     given = arguments.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    found = {a: {n: measure(a, n, given.rounds) for n in given.batches} for a in given.architectures}
+    found = {a: {n: measure(a, n, given.rounds, given.device) for n in given.batches} for a in given.architectures}
     for architecture, by_batch in found.items():
         print(f"\n{architecture}, {torch.get_num_threads()} threads: ms (over the floor)\n")
         print(
@@ -132,10 +137,11 @@ def main() -> None:
         for name in next(iter(by_batch.values())):
             cells = (f"{ms[name]:.2f} ({ms[name] / ms['floor']:.2f})" for ms in by_batch.values())
             print(f"| {name} | " + " | ".join(cells) + " |")
-    if all(BATCH in by_batch for by_batch in found.values()):
+    if given.device == "cpu" and all(BATCH in by_batch for by_batch in found.values()):
         record(**ratios({architecture: by_batch[BATCH] for architecture, by_batch in found.items()}))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "steps.json").write_text(json.dumps(found, indent=1))
+    name = "steps" if given.device == "cpu" else f"steps-{given.device}"
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1))
 
 
 def ratios(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

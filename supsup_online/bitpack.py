@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from supsup_online.errors import CodecError
 from supsup_online.models import Architecture
@@ -25,6 +26,7 @@ WORD_BITS = 64
 
 Bits = NDArray[np.bool_]
 Words = NDArray[np.uint64]
+Masks = Words | Tensor  # of several masks (k, word_count): uint64 here, or int64 with the same bits on a device
 Number = TypeVar("Number", bound=np.generic)
 
 

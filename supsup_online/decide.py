@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supsup_online import allocation, inference
+from supsup_online import allocation, inference, many_masks
 from supsup_online.bank import MaskBank
-from supsup_online.bitpack import Words
+from supsup_online.bitpack import Masks, Words
 from supsup_online.errors import SpecError
 from supsup_online.network import Network
 from supsup_online.running_loss import Agreement
@@ -149,7 +149,7 @@ class Decider:
         return Verdict(known, best)
 
     def _ranked(
-        self, bank: MaskBank, ids: list[int], rows: int, measure: Callable[[Words, slice], Floats]
+        self, bank: MaskBank, ids: list[int], rows: int, measure: Callable[[Masks, slice], Floats]
     ) -> tuple[Examined, ...]:
         """The best few of some masks by a mean over `rows` samples, by successive halving (here: quartering).
 
@@ -175,7 +175,7 @@ class Decider:
         pads = [self._pad(bank.next_id + i, bank.next_id) for i in range(max(0, self.settings.superposed - len(ids)))]
         masks = bank.stacked(ids)
         if pads:
-            masks = np.concatenate([masks, np.stack(pads)])
+            masks = many_masks.joined(masks, np.stack(pads))
         mean = bank.mean if len(masks) == len(bank) == len(ids) else None
         outcome = inference.one_shot(self.network, masks, x, self.settings.objective, mean)
         best = _best(ids, -len(masks) * outcome.nu[: len(ids)])

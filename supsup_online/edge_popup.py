@@ -78,7 +78,7 @@ class TopK:
         flat = magnitude.flatten()
         order = torch.sort(flat, descending=True, stable=True).indices
         mask = torch.zeros_like(flat, dtype=torch.bool)
-        mask[order[: self.kept(flat.numel())]] = True
+        mask.scatter_(0, order[: self.kept(flat.numel())], value=True)
         return mask.view(magnitude.shape)
 
     def through(self, gradient: Tensor, scores: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supsup_online.bitpack import Words
+from supsup_online.device_trainer import DeviceTrainer
 from supsup_online.edge_popup import TopK
 from supsup_online.errors import SpecError
 from supsup_online.kernels import cross_entropy, moving, step
@@ -73,6 +74,8 @@ def trainer_for(network: Network, optimiser: Optimiser, precision: Precision = "
         return FusedTrainer(network, optimiser, precision)
     if precision != "float32":
         raise SpecError("bfloat16 products need fully connected layers on the CPU")
+    if network.device.type == "cuda" and network.is_connected:
+        return DeviceTrainer(network, optimiser)
     return EdgePopupTrainer(network, optimiser)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from supsup_online import many_masks, superposition
-from supsup_online.bitpack import Words
+from supsup_online.bitpack import Masks
 from supsup_online.errors import SpecError
 from supsup_online.network import Network
 from supsup_online.types import Objective
@@ -85,7 +85,7 @@ def check_objective(network: Network, objective: Objective) -> None:
 
 
 def one_shot(
-    network: Network, masks: Words, x: Tensor, objective: Objective = "H", mean: Floats | None = None
+    network: Network, masks: Masks, x: Tensor, objective: Objective = "H", mean: Floats | None = None
 ) -> OneShot:
     """One gradient step from equal alphas over masks (k, word_count), for prepared inputs x (n, ...).
 
@@ -104,7 +104,7 @@ def one_shot(
     return OneShot(gradient, (shifted / shifted.sum()).astype(np.float32))
 
 
-def binary(network: Network, masks: Words, x: Tensor, objective: Objective = "H") -> int:
+def binary(network: Network, masks: Masks, x: Tensor, objective: Objective = "H") -> int:
     """Position of the best mask by halving: keep the better half by gradient, renormalise, repeat about log2 k times.
 
     Raises:
@@ -118,12 +118,12 @@ def binary(network: Network, masks: Words, x: Tensor, objective: Objective = "H"
     return int(remaining[0])
 
 
-def exact_entropies(network: Network, masks: Words, x: Tensor) -> Floats:
+def exact_entropies(network: Network, masks: Masks, x: Tensor) -> Floats:
     """Output entropy of every row under every mask: masks (k, word_count), x (n, ...) -> float32 (k, n)."""
     return _under_each(network, masks, x, entropy)
 
 
-def exact_losses(network: Network, masks: Words, x: Tensor, y: Tensor) -> Floats:
+def exact_losses(network: Network, masks: Masks, x: Tensor, y: Tensor) -> Floats:
     """Cross-entropy of every labelled row under every mask: y (n,) -> float32 (k, n)."""
     return _under_each(network, masks, x, lambda logits: _cross_entropy(logits, y))
 
@@ -134,7 +134,7 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _alpha_gradient(
-    network: Network, masks: Words, slots: Slots, x: Tensor, objective: Objective, *, mean: Floats | None = None
+    network: Network, masks: Masks, slots: Slots, x: Tensor, objective: Objective, *, mean: Floats | None = None
 ) -> Floats:
     check_objective(network, objective)
     return superposition.alpha_gradient(network, masks, slots, x, _objective(network, objective), mean=mean)
@@ -145,6 +145,6 @@ def _objective(network: Network, objective: Objective) -> Callable[[Tensor], Ten
     return entropy if objective == "H" else lambda logits: superfluous(logits, network.spec.classes)
 
 
-def _under_each(network: Network, masks: Words, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> Floats:
+def _under_each(network: Network, masks: Masks, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> Floats:
     found = [reduce(logits).cpu().numpy() for logits in many_masks.exact_logits(network, masks, x)]
     return np.concatenate([np.zeros((0, len(x)), dtype=np.float32), *found])

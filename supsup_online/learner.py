@@ -98,7 +98,7 @@ class OnlineLearner:
     def __init__(self, network: Network, settings: LearnerSettings | None = None) -> None:
         self.network = network
         self.settings = settings or LearnerSettings()
-        self.bank = MaskBank(network.layout, network.spec.budget)
+        self.bank = MaskBank(network.layout, network.spec.budget, network.device if network.has_gpu_kernels else None)
         self.stats: dict[int, MaskStats] = {}
         self.hot: dict[int, HotMask] = {}
         self.streams: dict[str, StreamState] = {}

@@ -4,19 +4,20 @@
     masked_dots         one vector against each mask: the gradient to the alphas
     exact_logits        the network under each mask
 
-Each has a plain twin, `*_reference`, that unpacks masks and leaves the arithmetic to torch: the truth the tests hold
-the fast ways to, and what runs where no kernel fits (another device, layers that are not fully connected).
+Masks in memory go to the CPU's kernels, masks on a device to the GPU's. Each function has a plain twin, `*_reference`,
+that unpacks masks and leaves the arithmetic to torch: the truth the tests hold the fast ways to, and what runs where no
+kernel fits (a device without Triton, layers that are not fully connected).
 """
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supsup_online.bitpack import MaskLayout, Words
+from supsup_online.bitpack import WORD_BITS, MaskLayout, Masks, Words
 from supsup_online.kernels import cpu
 from supsup_online.network import Network
 
@@ -30,9 +31,12 @@ _CHUNK: Final = 64  # masks unpacked at a time: 64 x 315,200 float32 are 81 MB
 _AT_ONCE: Final = 8_000_000  # outputs held at a time, 32 MB
 
 
-def superposed_mean(network: Network, masks: Words, slots: Slots | None = None) -> Floats:
+def superposed_mean(network: Network, masks: Masks, slots: Slots | None = None) -> Floats:
     """Mean of packed masks (k, word_count), or of those in some slots: float32 (P,)."""
     slots = _all(masks) if slots is None else slots
+    if isinstance(masks, Tensor):
+        counts: Floats = gpu().superposed_counts(chosen(masks, slots)).cpu().numpy()
+        return network.layout.unpad(counts) / np.float32(len(slots))
     if network.device.type != "cpu":
         return superposed_mean_reference(network.layout, masks[slots])
     counts = cpu.superposed_counts(np.ascontiguousarray(masks), slots)
@@ -47,9 +51,13 @@ def superposed_mean_reference(layout: MaskLayout, masks: Words) -> Floats:
     return (total / len(masks)).astype(np.float32)
 
 
-def masked_dots(network: Network, masks: Words, vector: Floats, slots: Slots | None = None) -> Floats:
+def masked_dots(network: Network, masks: Masks, vector: Floats, slots: Slots | None = None) -> Floats:
     """Dot product of one vector (P,) with packed masks (k, word_count), or with those in some slots: float32 (k,)."""
     slots = _all(masks) if slots is None else slots
+    if isinstance(masks, Tensor):
+        there = torch.from_numpy(network.layout.pad(np.asarray(vector, dtype=np.float32))).to(masks.device)
+        dots: Floats = gpu().masked_dots(chosen(masks, slots), there).cpu().numpy()
+        return dots
     if network.device.type != "cpu":
         return masked_dots_reference(network.layout, masks[slots], vector)
     padded = network.layout.pad(np.asarray(vector, dtype=np.float32))
@@ -62,14 +70,16 @@ def masked_dots_reference(layout: MaskLayout, masks: Words, vector: Floats) -> F
     return np.concatenate([*chunks, np.zeros(0)]).astype(np.float32)
 
 
-def exact_logits(network: Network, masks: Words, x: Tensor) -> Iterator[Tensor]:
+def exact_logits(network: Network, masks: Masks, x: Tensor) -> Iterator[Tensor]:
     """Logits of prepared inputs (n, ...) under packed masks (k, word_count): pieces (some masks, n, outputs)."""
     step = max(1, _AT_ONCE // max(1, len(x) * network.spec.outputs))
     for start in range(0, len(masks), step):
         yield _exact_logits(network, masks[start : start + step], x)
 
 
-def _exact_logits(network: Network, masks: Words, x: Tensor) -> Tensor:
+def _exact_logits(network: Network, masks: Masks, x: Tensor) -> Tensor:
+    if isinstance(masks, Tensor):
+        return _exact_on_device(network, masks, x)
     if not network.has_kernels:
         return exact_logits_reference(network, masks, x)
     masks = np.ascontiguousarray(masks)
@@ -91,7 +101,50 @@ def exact_logits_reference(network: Network, masks: Words, x: Tensor) -> Tensor:
     return torch.stack(rows) if rows else torch.zeros(0, len(x), network.spec.outputs, device=network.device)
 
 
-def _all(masks: Words) -> Slots:
+def _exact_on_device(network: Network, masks: Tensor, x: Tensor) -> Tensor:
+    x = x.flatten(1)
+    if len(x) <= FEW:
+        logits: Tensor = gpu().exact_logits(network.layout, masks, network.padded_on_device, x)
+        return logits
+    pieces = [_batched(network, masks[at : at + _CHUNK], x) for at in range(0, len(masks), _CHUNK)]
+    return torch.cat(pieces) if pieces else torch.zeros(0, len(x), network.spec.outputs, device=x.device)
+
+
+def _batched(network: Network, masks: Tensor, x: Tensor) -> Tensor:
+    """Logits (k, n, outputs) by one batched product a layer, with the masks of the layer unpacked."""
+    h, word = x.expand(len(masks), *x.shape), 0
+    weights = network.architecture.split(network.weights)
+    places = torch.arange(WORD_BITS, device=masks.device)
+    for depth, (frozen, (rows, columns)) in enumerate(zip(weights, network.layout.shapes, strict=True)):
+        width = rows * -(-columns // WORD_BITS)
+        bits = (masks[:, word : word + width, None] >> places) & 1
+        kept = bits.view(len(masks), rows, -1)[:, :, :columns].to(frozen.dtype)
+        h, word = torch.bmm(h.relu() if depth else h, (kept * frozen).transpose(1, 2)), word + width
+    return h
+
+
+def chosen(masks: Tensor, slots: Slots) -> Tensor:
+    """The masks on a device in some slots; themselves where that is all of them, so that nothing is copied."""
+    if len(slots) == len(masks) and bool((slots == np.arange(len(masks))).all()):
+        return masks
+    return masks[torch.from_numpy(slots).to(masks.device)]
+
+
+def joined(masks: Masks, more: Words) -> Masks:
+    """Some masks and a few more behind them, where the first ones are."""
+    if isinstance(masks, Tensor):
+        return torch.cat([masks, torch.from_numpy(more.view(np.int64)).to(masks.device)])
+    return np.concatenate([masks, more])
+
+
+def gpu() -> Any:
+    """The GPU's kernels, imported when they are needed: Triton comes with torch for CUDA only."""
+    from supsup_online.kernels import gpu as kernels  # noqa: PLC0415 - see above
+
+    return kernels
+
+
+def _all(masks: Masks) -> Slots:
     return np.arange(len(masks), dtype=np.int64)
 
 

@@ -1,6 +1,7 @@
 """One frozen random network, ready to be masked: the spec brought to life on a device."""
 
 import hashlib
+import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,10 +66,25 @@ class Network:
         """The frozen weights as the mask's bits lie: float32 (64 * word_count,), for the CPU's kernels."""
         return self.layout.pad(self.weights.cpu().numpy())
 
+    @cached_property
+    def is_connected(self) -> bool:
+        """Whether all layers are fully connected."""
+        return all(isinstance(layer, MaskedLinear) for layer in self.architecture.layers)
+
     @property
     def has_kernels(self) -> bool:
-        """Whether steps and inference are written out for this network: fully connected layers, on the CPU."""
-        return self.device.type == "cpu" and all(isinstance(layer, MaskedLinear) for layer in self.architecture.layers)
+        """Whether steps and inference are written out for the CPU: fully connected layers, there."""
+        return self.device.type == "cpu" and self.is_connected
+
+    @property
+    def has_gpu_kernels(self) -> bool:
+        """Whether a bank lies on the device, packed: fully connected layers, and a GPU with Triton."""
+        return self.device.type == "cuda" and self.is_connected and importlib.util.find_spec("triton") is not None
+
+    @cached_property
+    def padded_on_device(self) -> Tensor:
+        """`padded_weights` on the device, for the GPU's kernels."""
+        return torch.from_numpy(self.padded_weights).to(self.device)
 
     @property
     def architecture_hash(self) -> bytes:
@@ -78,14 +94,21 @@ class Network:
 
     def inputs(self, x: NDArray[np.generic]) -> Tensor:
         """Raw inputs, uint8 or float32 (n, *input_shape), as float32 on the device; uint8 is scaled by the spec."""
-        tensor = torch.from_numpy(np.require(x, requirements=["C", "W"])).to(self.device)
+        tensor = self._copied(x)
         if tensor.dtype != torch.uint8:
             return tensor.float()
         return tensor.float().div_(255).sub_(self.spec.mean).div_(self.spec.std)
 
     def labels(self, y: NDArray[np.int64]) -> Tensor:
         """Labels (n,) int64 on the device."""
-        return torch.from_numpy(np.require(y, requirements=["C", "W"])).to(self.device)
+        return self._copied(y)
+
+    def _copied(self, values: NDArray[np.generic]) -> Tensor:
+        """On the device; the copy there does not wait for what the device is doing."""
+        tensor = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def masked_weights(self, words: Words) -> list[Tensor]:
         """Effective weights W * M of one packed mask, one tensor per layer."""

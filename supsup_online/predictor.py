@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supsup_online.bitpack import Words
+from supsup_online.bitpack import Masks
 from supsup_online.errors import SupsupError
 from supsup_online.inference import entropy, misfit
 from supsup_online.many_masks import exact_logits
@@ -35,7 +35,7 @@ class Prediction:
     entropies: NDArray[np.float32]
 
 
-def predict(network: Network, mask_ids: Sequence[int], masks: Words, x: Tensor, scope: Scope = "sample") -> Prediction:
+def predict(network: Network, mask_ids: Sequence[int], masks: Masks, x: Tensor, scope: Scope = "sample") -> Prediction:
     """Exact inference: the mask that fits best (`inference.misfit`) answers.
 
     Args:

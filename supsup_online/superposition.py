@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from supsup_online import many_masks
-from supsup_online.bitpack import MaskLayout, Words
+from supsup_online.bitpack import MaskLayout, Masks, Words
 from supsup_online.kernels import cpu
 from supsup_online.network import Network
 
@@ -25,7 +25,7 @@ Slots = NDArray[np.int64]
 
 def alpha_gradient(
     network: Network,
-    masks: Words,
+    masks: Masks,
     slots: Slots,
     x: Tensor,
     objective: Callable[[Tensor], Tensor],
@@ -42,6 +42,8 @@ def alpha_gradient(
         objective: of logits (n, outputs): values (n,), of which the mean is meant.
         mean: of these masks, float32 (P,), where it is known.
     """
+    if isinstance(masks, Tensor):
+        return _on_device(network, masks, slots, x, objective)
     if not network.has_kernels:
         return alpha_gradient_reference(network, masks, slots, x, objective, mean=mean)
     masks, layout = np.ascontiguousarray(masks), network.layout
@@ -65,6 +67,20 @@ def alpha_gradient(
             below = torch.ops.aten.threshold_backward(above @ layers[depth], inputs[depth], 0)
             above = below[:, : layout.shapes[depth - 1][0]]
     return cpu.masked_dots(masks, slots, vector.mul_(weights).numpy())
+
+
+def _on_device(
+    network: Network, masks: Tensor, slots: Slots, x: Tensor, objective: Callable[[Tensor], Tensor]
+) -> Floats:
+    """In the layout of the bits as well; only the k results leave the device."""
+    kernels, masks, weights = many_masks.gpu(), many_masks.chosen(masks, slots), network.padded_on_device
+    effective = (kernels.superposed_counts(masks) / max(1, len(masks)) * weights).requires_grad_()
+    h = x.flatten(1)
+    for depth, layer in enumerate(_layers(network.layout, effective)):
+        h = functional.pad(h.relu() if depth else h, (0, layer.shape[1] - h.shape[1])) @ layer.T
+    (gradient,) = torch.autograd.grad(objective(h).mean(), effective)
+    found: Floats = kernels.masked_dots(masks, gradient * weights).cpu().numpy()
+    return found
 
 
 def alpha_gradient_reference(

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from supsup_online.device_trainer import DeviceTrainer
 from supsup_online.errors import SpecError
 from supsup_online.fused_trainer import FusedTrainer, trainer_for
 from supsup_online.network import Network
@@ -50,12 +51,13 @@ def same_bits(net, one, other):
 # ---- against autograd
 
 
+@pytest.mark.parametrize("kind", [FusedTrainer, DeviceTrainer])
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (1, 128), (30, 7)])
-def test_the_step_equals_that_of_autograd(spec, optimiser, count, rows):
+def test_the_step_equals_that_of_autograd(spec, optimiser, count, rows, kind):
     net, rule = Network.build(spec), OptimiserChoice(optimiser, 0.002).build()
-    reference, fused = EdgePopupTrainer(net, rule), FusedTrainer(net, rule)
+    reference, fused = EdgePopupTrainer(net, rule), kind(net, rule)
     (expected, theirs), (found, ours) = trained(reference, count, rows), trained(fused, count, rows)
     np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4)
     assert same_bits(net, reference.pack(expected), fused.pack(found)) > 0.999
