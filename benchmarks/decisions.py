@@ -3,6 +3,7 @@
     python benchmarks/decisions.py                          the table in docs/performance.md
     python benchmarks/decisions.py --rules loss --margin 0.05 0.1 0.2 --seeds 10 11
 
+    python benchmarks/decisions.py --rules loss --architectures mlp-100 fc-1024-1024 --outputs 10 500 --name networks
     python benchmarks/decisions.py --resume                 keep the rows that benchmarks/results/decisions.json has
 
 Streams are sequences of batches with switches at any batch; the scoring is strict (`supsup_online.scoring`). Told
@@ -15,6 +16,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +54,15 @@ STREAMS: dict[str, tuple[str, str, int, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def run(stream: str, settings: LearnerSettings, seed: int, batches: int, dataset: Any) -> dict[str, Any]:
-    """One stream through one learner."""
+def run(stream: str, what: tuple[LearnerSettings, BankSpec], seed: int, batches: int, dataset: Any) -> dict[str, Any]:
+    """One stream through one learner, of these settings and on this network."""
+    settings, spec = what
     kind, order, tasks, options, timing = STREAMS[stream]
     noise = timing.get("label_noise", 0.0)
     timing = {k: v for k, v in timing.items() if k != "label_noise"}
     plan, switches = planned(order, tasks, batches, seed, timing)
     scenario = Scenario(dataset, kind, tasks, seed, **options)
-    network = Network.build(BankSpec(weight_seed=seed))
+    network = Network.build(replace(spec, weight_seed=seed))
     learner = OnlineLearner(network, settings)
     masks, decided = [], []
     begun = time.perf_counter()
@@ -214,26 +217,32 @@ def main() -> None:
     arguments.add_argument("--detector", nargs="+", default=["page-hinkley"])
     arguments.add_argument("--tolerance", nargs="+", type=float, default=[Agreement().tolerance])
     arguments.add_argument("--margin", nargs="+", type=float, default=[Agreement().margin])
+    arguments.add_argument("--architectures", nargs="+", default=[BankSpec().architecture])
+    arguments.add_argument("--outputs", nargs="+", type=int, default=[BankSpec().outputs])
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     arguments.add_argument("--batches", type=int, default=800, help="at least 500")
+    arguments.add_argument("--name", default="decisions", help="results go to benchmarks/results/NAME.json")
     arguments.add_argument("--resume", action="store_true", help="leave out the rows that the results have already")
     given = arguments.parse_args()
     dataset = load_mnist()
-    grid = itertools.product(given.rules, given.detector, given.tolerance, given.margin)
-    settings = {
-        f"{rule} {detector} t={tolerance:g} m={margin:g}": LearnerSettings(
+    rules = itertools.product(given.rules, given.detector, given.tolerance, given.margin)
+    networks = itertools.product(given.architectures, given.outputs)
+    grid = {}
+    for (rule, detector, tolerance, margin), (architecture, outputs) in itertools.product(rules, list(networks)):
+        setting = LearnerSettings(
             rule=RuleSettings(rule=rule, agreement=Agreement(tolerance, margin)), detector=detector
         )
-        for rule, detector, tolerance, margin in grid
-    }
-    file = Path(__file__).with_name("results") / "decisions.json"
+        spec = BankSpec(architecture=architecture, outputs=outputs)
+        other = "" if spec == BankSpec() else f" {architecture} s={outputs}"
+        grid[f"{rule} {detector} t={tolerance:g} m={margin:g}{other}"] = setting, spec
+    file = Path(__file__).with_name("results") / f"{given.name}.json"
     file.parent.mkdir(exist_ok=True)
     known = {row_key(r): r for r in json.loads(file.read_text())} if given.resume and file.exists() else {}
     rows = []
-    for stream, (label, setting), seed in itertools.product(given.streams, settings.items(), given.seeds):
+    for stream, (label, what), seed in itertools.product(given.streams, grid.items(), given.seeds):
         key = (stream, label, seed, given.batches)
         if key not in known:
-            row = run(stream, setting, seed, given.batches, dataset)
+            row = run(stream, what, seed, given.batches, dataset)
             known[key] = {**row, "label": label, "asked": given.batches}
             store(file, list(known.values()))
         rows.append(known[key])
