@@ -54,7 +54,7 @@ def encode_mask(network: Network, words: Words) -> bytes:
     """A packed mask (word_count,) as bytes."""
     bits = np.packbits(network.layout.unpack(words), bitorder="little").tobytes()
     header = _MASK.pack(_MASK_MAGIC, _FORMAT, network.architecture_hash, network.architecture.weight_count)
-    return _sealed(header + bits)
+    return _sealed(header, bits)
 
 
 def decode_mask(network: Network, blob: bytes) -> Words:
@@ -91,7 +91,7 @@ def encode_hot(network: Network, optimiser: Optimiser, hot: HotMask) -> bytes:
         optimiser.name.encode("ascii"),
     )
     vectors = [hot.scores, *hot.optimiser.moments]
-    return _sealed(header + b"".join(v.cpu().numpy().astype("<f4", copy=False).tobytes() for v in vectors))
+    return _sealed(header, *(v.cpu().numpy().astype("<f4", copy=False).view(np.uint8).data for v in vectors))
 
 
 def decode_hot(network: Network, optimiser: Optimiser, blob: bytes) -> HotMask | None:
@@ -131,8 +131,12 @@ def optimiser_of(blob: bytes) -> str:
         raise CodecError(f"hot state: {name!r} is no name of an optimiser") from error
 
 
-def _sealed(body: bytes) -> bytes:
-    return body + hashlib.sha256(body).digest()[:_CHECKSUM_BYTES]
+def _sealed(*parts: bytes | memoryview) -> bytes:
+    """The parts and their checksum; megabytes, so they are copied once only."""
+    checksum = hashlib.sha256()
+    for part in parts:
+        checksum.update(part)
+    return b"".join([*parts, checksum.digest()[:_CHECKSUM_BYTES]])
 
 
 def _opened(blob: bytes, size: int, what: str) -> memoryview:

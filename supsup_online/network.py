@@ -13,6 +13,7 @@ from torch import Tensor
 from supsup_online import models, weights
 from supsup_online.bitpack import Bits, MaskLayout, Words
 from supsup_online.edge_popup import MaskVariant, initial_scores
+from supsup_online.kernels import cpu
 from supsup_online.layers import MaskedLinear
 from supsup_online.models import Architecture
 from supsup_online.spec import BankSpec
@@ -94,9 +95,19 @@ class Network:
 
     def inputs(self, x: NDArray[np.generic]) -> Tensor:
         """Raw inputs, uint8 or float32 (n, *input_shape), as float32 on the device; uint8 is scaled by the spec."""
+        if x.dtype == np.uint8 and self.device.type == "cpu":
+            scaled = np.empty(x.shape, np.float32)
+            cpu.look_up(self.scaled_bytes.numpy(), np.ascontiguousarray(x).reshape(-1), scaled.reshape(-1))
+            return torch.from_numpy(scaled)
         tensor = self._copied(x)
-        if tensor.dtype != torch.uint8:
-            return tensor.float()
+        return self._scaled(tensor) if tensor.dtype == torch.uint8 else tensor.float()
+
+    @cached_property
+    def scaled_bytes(self) -> Tensor:
+        """What each uint8 becomes, float32 (256,): a batch is looked up in one pass instead of scaled in four."""
+        return self._scaled(torch.arange(256, dtype=torch.uint8))
+
+    def _scaled(self, tensor: Tensor) -> Tensor:
         return tensor.float().div_(255).sub_(self.spec.mean).div_(self.spec.std)
 
     def labels(self, y: NDArray[np.int64]) -> Tensor:

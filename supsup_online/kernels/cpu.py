@@ -5,6 +5,7 @@
     superposed_counts   how many of some masks keep each edge
     exact_logits        the outputs of every mask for a few inputs, layer by layer, nothing unpacked
     apply_mask          one mask unpacked, times the weights
+    look_up             bytes as the numbers they stand for
 
 All read `words` (slots, word_count) through `rows`, the slots that take part, so that no masks are copied. Vectors
 over weights are padded like the bits (`MaskLayout.pad`). Memory beside the arguments: a megabyte a thread.
@@ -154,6 +155,13 @@ def _layers(layout: MaskLayout) -> NDArray[np.int64]:
         table.append((neurons, per_row, word))
         word += neurons * per_row
     return np.array(table, dtype=np.int64)
+
+
+@compiled
+def look_up(table: Floats, codes: NDArray[np.uint8], out: Floats) -> None:
+    """table[codes]: float32 (256,), uint8 (n,) -> out (n,)."""
+    for i in range(len(codes)):
+        out[i] = table[codes[i]]
 
 
 @compiled
