@@ -78,6 +78,8 @@ def draw(weights: list[dict[str, Any]], path: Path) -> None:
     for panel in panels:
         panel.set(xscale="log", yscale="log")
         panel.grid(alpha=0.3)
+    panels[2].set_xticks([int(rows) for rows in steps], labels=list(steps))
+    panels[2].minorticks_off()
     panels[0].legend(fontsize=8)
     panels[2].legend(fontsize=8)
     figure.savefig(path, dpi=110)
