@@ -161,7 +161,7 @@ class Settings(BaseModel):
     max_record_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="Larger records are dead-lettered.")
     max_rows: int = Field(4096, ge=1, description="Batches with more rows are dead-lettered.")
     dead_letters_in_a_row: int = Field(0, ge=0, description="Stop after so many records of no use in a row; 0: never.")
-    commit_every: int = Field(100, ge=1, description="Records between two commits.")
+    commit_every: int = Field(200, ge=1, description="Records between two commits.")
     commit_interval_s: float = Field(5.0, gt=0, description="Longest time between two commits, seconds.")
     merge_wait_s: float = Field(
         0.1, ge=0, le=60, description="How long a partition read to its end is waited for, to keep records in order."

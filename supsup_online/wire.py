@@ -285,7 +285,8 @@ def _flatbuffer_field(raw: memoryview, table: int, field: int) -> int | None:
 
 def _tensor_rows(batch: Any, limits: RecordLimits) -> np.ndarray:
     column = batch.column("x")
-    values = column.storage.flatten()
+    # Not `flatten`, which goes through Arrow's compute functions; a batch read from a stream begins at its first row.
+    values = column.storage.values[: batch.num_rows * math.prod(limits.input_shape)]
     if column.null_count or values.null_count:
         raise BadBatchError("nulls", "column x holds nulls, expected none")
     rows: np.ndarray = values.to_numpy(zero_copy_only=True)
