@@ -29,7 +29,7 @@ def test_of_a_healthy_machine_nothing_is_said_but_ok() -> None:
     assert worst(findings) is Severity.OK
     text = "\n".join(f.found for f in findings)
     assert "a batch of 128 rows takes 5 ms: 200 records a second at most" in text
-    assert "under load a commit every 500 ms or 100 records" in text
+    assert "under load a commit every 1 s or 200 records" in text
 
 
 @pytest.mark.parametrize(
