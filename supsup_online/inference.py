@@ -15,6 +15,7 @@ The arithmetic over many masks is in `many_masks`; here is what is done with it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from supsup_online.types import Objective
 
 Floats = NDArray[np.float32]
 Slots = NDArray[np.int64]
+
+_HARDLY_ANY: Final = 1e-3  # probability; on LeNet and FC 1024-1024 anything from 1e-2 to 1e-3 did (docs/performance.md)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,13 +72,17 @@ def superfluous(logits: Tensor, classes: int) -> Tensor:
 def misfit(logits: Tensor, classes: int) -> Tensor:
     """How badly the masks that gave logits (..., s) fit their inputs, from the outputs alone: (...), lower fits better.
 
-    The log-odds that the label is one of the superfluous neurons, which no task uses. An image that could be a 4 or a 9
-    has a high entropy under its own mask, yet hardly any probability on those; so among hundreds of masks this names
-    the right one where the lowest entropy is often a wrong mask's. Entropy where there are no superfluous neurons.
+    Entropy plus the log of the probability of the superfluous neurons, which no task uses. An image that could be a 4
+    or a 9 has a high entropy under its own mask, yet hardly any probability on those; so among hundreds of masks this
+    names the right one where the lowest entropy is often a wrong mask's. Below `_HARDLY_ANY` less probability says
+    nothing: networks of much room learn to keep those neurons down for all inputs. Entropy alone where there are none.
     """
+    log_p = functional.log_softmax(logits, dim=-1)
+    uncertainty = -(log_p.exp() * log_p).sum(-1)
     if logits.shape[-1] <= classes:
-        return entropy(logits)
-    return logits[..., classes:].logsumexp(-1) - logits[..., :classes].logsumexp(-1)
+        return uncertainty
+    wasted = log_p[..., classes:].logsumexp(-1)
+    return uncertainty + torch.logaddexp(wasted, torch.full_like(wasted, _HARDLY_ANY).log())
 
 
 def check_objective(network: Network, objective: Objective) -> None:

@@ -61,15 +61,23 @@ def test_inputs_that_overflow_every_mask_are_still_answered(damage):
     assert answer.mask_ids[1:].tolist() == predict(NET, IDS, MASKS, X).mask_ids[1:].tolist()
 
 
-def test_of_equally_likely_labels_the_misfit_is_the_odds_of_a_superfluous_one():
-    assert misfit(torch.zeros(3, 12), 4).tolist() == pytest.approx([np.log(8 / 4)] * 3)
+def test_the_misfit_is_the_entropy_and_the_log_of_what_lies_on_superfluous_neurons():
+    expected = np.log(12) + np.log(8 / 12 + 1e-3)
+    assert misfit(torch.zeros(3, 12), 4).tolist() == pytest.approx([expected] * 3)
 
 
-def test_an_image_that_could_be_two_labels_fits_as_well_as_a_plain_one():
-    plain, either = torch.full((12,), -9.0), torch.full((12,), -9.0)
-    plain[1], either[1], either[2] = 9.0, 9.0, 9.0
-    assert Categorical(logits=either).entropy() > 100 * Categorical(logits=plain).entropy()
-    assert misfit(either, 4) < misfit(plain, 4)
+def test_an_image_that_could_be_two_labels_fits_better_than_one_that_might_be_none():
+    either, none = torch.full((12,), -9.0), torch.full((12,), -9.0)
+    either[1], either[2] = 9.0, 9.0
+    none[1], none[7] = 9.0, 5.0
+    assert Categorical(logits=either).entropy() > Categorical(logits=none).entropy()
+    assert misfit(either, 4) < misfit(none, 4)
+
+
+def test_of_masks_that_waste_hardly_anything_the_surer_fits_better():
+    sure, unsure = torch.full((12,), -20.0), torch.full((12,), -30.0)
+    sure[1], unsure[1], unsure[2] = 9.0, 9.0, 8.0
+    assert misfit(sure, 4) < misfit(unsure, 4)
 
 
 def test_every_row_is_its_own_task_unless_told_otherwise():
