@@ -216,7 +216,7 @@ class Run:
         learner = self.learner
         learner.sync()
         ids = np.array(list(learner.bank), dtype=np.int64)
-        words = np.stack([learner.bank.words(mask) for mask in ids.tolist()])
+        words = [learner.bank.words(mask) for mask in ids.tolist()]
         meta = {
             "options": dict(options),
             "seconds": self.seconds,
@@ -383,8 +383,7 @@ def main() -> None:
     run = Run(OnlineLearner(Network.build(spec, given.device), settings), scenario, plan, given.seed)
     options = {name: getattr(given, name) for name in ("tasks", "order", "rule", "seed")}
     options |= {"dwell": list(given.dwell), "dataset": dataset.source, "settings": json.dumps(asdict(settings))}
-    results = Path(__file__).with_name("results")
-    results.mkdir(exist_ok=True)
+    (results := Path(__file__).with_name("results")).mkdir(exist_ok=True)
     state = given.state or results / f"many_tasks-{given.name}.npz"
     if given.resume and state.exists():
         run.load(state, options)

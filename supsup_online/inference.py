@@ -60,7 +60,10 @@ class OneShot:
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of the softmax over the last axis: logits (..., s) -> (...)."""
-    log_p = functional.log_softmax(logits, dim=-1)
+    return _entropy_of(functional.log_softmax(logits, dim=-1))
+
+
+def _entropy_of(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
@@ -78,7 +81,7 @@ def misfit(logits: Tensor, classes: int) -> Tensor:
     nothing: networks of much room learn to keep those neurons down for all inputs. Entropy alone where there are none.
     """
     log_p = functional.log_softmax(logits, dim=-1)
-    uncertainty = -(log_p.exp() * log_p).sum(-1)
+    uncertainty = _entropy_of(log_p)
     if logits.shape[-1] <= classes:
         return uncertainty
     wasted = log_p[..., classes:].logsumexp(-1)

@@ -9,7 +9,6 @@ Every sum is made by one program in one order, without atomic additions, so one 
 With TRITON_INTERPRET=1 the kernels run on the CPU, slowly: that is how a machine without a GPU tests them.
 """
 
-import os
 from typing import Any, Final
 
 import torch
@@ -18,8 +17,6 @@ import triton.language as tl
 from torch import Tensor
 
 from supsup_online.bitpack import WORD_BITS, MaskLayout
-
-INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
 
 _MASKS: Final = 8  # of one program: they share the loads of the vector
 _WORDS: Final = 4  # of each that it takes at a time

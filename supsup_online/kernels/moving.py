@@ -2,7 +2,7 @@
 
 All of it happens to sixteen weights at a time: gradient to the score, optimiser, choice of the mask, effective weight.
 As one loop, arithmetic and the waiting for memory overlap. As loops one after the other, which is what compiles well
-from plain code over so many arrays, this pass takes about twice as long (docs/performance.md).
+from plain code over so many arrays, the one waits for the other.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def move(
 
     Args:
         typing: numba's.
-        gradient: this and the next five are those of `step.advance`.
+        gradient: this and the next five are those of `step.advance_threshold`.
         weights: float32 (P,).
         scores: float32 (P,).
         first_moment: float32 (P,).

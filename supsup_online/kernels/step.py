@@ -237,19 +237,16 @@ def constants_of(kind: int, hyperparameters: Doubles, updates: int) -> Floats:
 @compiled
 def keep_positive(score: Floats, frozen: Floats, target: NDArray[np.generic]) -> None:
     """Effective weights (see `advance_threshold`) of scores >= 0."""
-    if target.itemsize == 4:
-        for i in range(len(score)):
-            target[i] = frozen[i] if score[i] >= np.float32(0) else np.float32(0)
-    else:
-        bits = frozen.view(np.uint32)
-        for i in range(len(score)):
-            target[i] = _sign(bits[i]) if score[i] >= np.float32(0) else np.uint16(0)
+    for i in range(len(score)):
+        target[i] = _effective(frozen[i], score[i] >= np.float32(0), target)
 
 
 @compiled
-def _sign(bits: np.uint32) -> np.uint16:
-    """+-1 as the bits of a bfloat16, from the bits of a float32."""
-    return np.uint16(((bits >> np.uint32(16)) & np.uint32(0x8000)) | np.uint32(0x3F80))
+def _effective(weight: np.float32, kept: bool, target: NDArray[np.generic]) -> np.generic:
+    """What `target` holds of a weight: itself, or its sign as the bits of a bfloat16; 0 where it is dropped."""
+    if target.itemsize == 4:
+        return weight if kept else np.float32(0)
+    return (np.uint16(0xBF80) if weight < 0 else np.uint16(0x3F80)) if kept else np.uint16(0)
 
 
 @compiled
@@ -300,10 +297,7 @@ def _settle(
         at, kept = noted[i], magnitude[i] > threshold
         if magnitude[i] == threshold and equal > 0:
             kept, equal, cut[1] = True, equal - 1, at
-        if effective.itemsize == 4:
-            effective[at] = weights[at] if kept else np.float32(0)
-        else:
-            effective[at] = np.uint16(0x3F80) | (np.uint16(0x8000) if weights[at] < 0 else np.uint16(0)) if kept else 0
+        effective[at] = _effective(weights[at], kept, effective)
 
 
 @compiled
