@@ -78,7 +78,8 @@ bench-%: benchmarks/%.py setup ## one benchmark, benchmarks/NAME.py; ARGS="--hel
 constraints: ## constraints.txt anew: the newest releases that work together; torch stays, or TORCH=2.13.0
 	rm -rf build
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --disable-pip-version-check 'torch==$(TORCH)' '.[embedded,dev]'
+	@# async-timeout: redis wants it before Python 3.11.3, and whoever makes this file may have a later one
+	build/constraints/bin/python -m pip install --disable-pip-version-check 'torch==$(TORCH)' '.[embedded,dev]' async-timeout
 	build/constraints/bin/python -m pip freeze --all --exclude pip --exclude supsup-daemon > build/frozen.txt
 	{ grep '^#' constraints.txt; sed 's/+[a-z0-9.]*$$//' build/frozen.txt; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
