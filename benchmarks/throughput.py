@@ -170,7 +170,7 @@ def main() -> None:
         warm_up(network)
         scenario = Scenario(load_mnist(), "permuted", given.tasks, 0)
         plan = list(schedule("random", given.tasks, given.batches, 0))
-        kafka_client.create_topics(bootstrap.kafka_settings(settings), settings.topic)
+        kafka_client.create_topics(kafka_client.kafka_settings(settings), settings.topic)
         records = publisher.from_scenario(scenario, plan, given.rows, "arrow", keyed=False)
         publisher.send(settings.kafka, settings.topic[0], records)
         result: dict[str, Any] = {}

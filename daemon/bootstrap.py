@@ -16,13 +16,13 @@ from daemon.embedded import EmbeddedServers
 from daemon.errors import ConfigError, FencedError, RewoundError
 from daemon.health import AliveFile, Health
 from daemon.http import HttpServer, token_of
-from daemon.kafka_client import KafkaSettings
-from daemon.kafka_source import KafkaSource
+from daemon.kafka_client import kafka_settings
 from daemon.lease import Lease, LeaseKeeper, new_owner
 from daemon.loop import StopRequest, TrainerLoop
 from daemon.metrics import TrainerMetrics
 from daemon.settings import Settings
 from daemon.side_topics import SideTopics
+from daemon.source_process import SourceProcess
 from daemon.standby import Standby
 from daemon.systemd import Notifier
 from daemon.telemetry import Telemetry
@@ -164,6 +164,8 @@ def take_over(
     if term is None:
         return None
     keeper = stack.enter_context(LeaseKeeper(lease, term, telemetry))
+    source = SourceProcess(settings)  # starts while the bank is loaded
+    stack.callback(source.close)
     store.begin(term, learner.network)
     side = SideTopics(kafka)
     stack.callback(side.close)
@@ -176,8 +178,7 @@ def take_over(
         new_log_is_fine=settings.embedded,
     )
     _restore(store, learner, checkpoint, standby.warm, telemetry)
-    source = KafkaSource(kafka)
-    stack.callback(source.close)
+    source.open()
     return TrainerLoop(
         source=source,
         applier=Applier(
@@ -232,22 +233,6 @@ def _with_servers(stack: ExitStack, settings: Settings, announce: Callable[[str]
         "static_member": False,  # the embedded broker takes six seconds for a static member, and two for another
     }
     return settings.model_copy(update=changed)
-
-
-def kafka_settings(settings: Settings) -> KafkaSettings:
-    """The part of the settings that concerns Kafka."""
-    return KafkaSettings(
-        servers=settings.kafka,
-        topics=settings.topic,
-        group=settings.group or f"supsup-{settings.bank}",
-        max_record_bytes=settings.max_record_bytes,
-        session_timeout_s=settings.session_timeout_s,
-        max_poll_interval_s=settings.max_poll_interval_s,
-        connect_timeout_s=settings.connect_timeout_s,
-        instance=f"supsup-{settings.bank}" if settings.static_member else "",
-        merge_wait_s=settings.merge_wait_s,
-        security=connections.kafka_client(settings),
-    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -18,10 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon import connections, options
-from daemon.bootstrap import kafka_settings
 from daemon.dead_letters import DeadLetter, DeadLetters, TopicReader
 from daemon.errors import ConfigError, StopError
-from daemon.kafka_client import KafkaSettings
+from daemon.kafka_client import KafkaSettings, kafka_settings
 from daemon.preview import hexdump, printable, readable
 from daemon.replay import Ledger, Outcome, Replay
 from supsup_online import wire

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from daemon import connections, kafka_client, options, publisher
-from daemon.bootstrap import kafka_settings
+from daemon.kafka_client import kafka_settings
 from daemon.publisher import Format, Outgoing
 from supsup_online.datasets import load_mnist
 from supsup_online.scenarios import Kind, Order, Scenario, schedule

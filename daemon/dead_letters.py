@@ -13,8 +13,7 @@ from typing import Any, Final, Self
 from kafka import KafkaConsumer, TopicPartition
 
 from daemon.errors import ConfigError, UnavailableError
-from daemon.kafka_client import KafkaSettings, answering, reachable
-from daemon.kafka_source import POLL_LIMIT_S
+from daemon.kafka_client import POLL_LIMIT_S, KafkaSettings, answering, reachable
 
 SUFFIX: Final = ".dlq"
 REPLAYED_FROM: Final = "replayed-from"

@@ -22,9 +22,9 @@ import structlog
 from daemon import kafka_client, publisher, redis_client
 from daemon._directory_lock import DirectoryLock
 from daemon.apply import DEAD_LETTER, OVERFLOW, PREDICTIONS
-from daemon.bootstrap import kafka_settings
 from daemon.embedded import EmbeddedServers
 from daemon.errors import StopError
+from daemon.kafka_client import kafka_settings
 from daemon.redis_store import BankReader, EventTail
 from daemon.settings import Settings
 from supsup_online import scoring

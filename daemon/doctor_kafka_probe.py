@@ -10,11 +10,10 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition, codec
 from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
 from kafka.errors import UnknownTopicOrPartitionError, for_code
 
-from daemon.bootstrap import kafka_settings
 from daemon.doctor_kafka import SIDES
 from daemon.doctor_probes import Questions
 from daemon.errors import StopError
-from daemon.kafka_client import KafkaSettings, reachable
+from daemon.kafka_client import KafkaSettings, kafka_settings, reachable
 from daemon.kafka_facts import GroupFacts, KafkaFacts, MemberFacts, PartitionFacts, TopicFacts
 from daemon.settings import Settings
 

@@ -17,11 +17,15 @@ from kafka.errors import (
     UnsupportedVersionError,
 )
 
+from daemon import connections
 from daemon.errors import ConfigError, FencedError, UnavailableError
 from daemon.probe import first_contact
 from daemon.refusals import kafka_refusal
+from daemon.settings import Settings
 
 log = structlog.get_logger()
+
+POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-python has no wakeup()
 
 # Errors that no waiting mends.
 _REFUSALS: Final = (InvalidSessionTimeoutError, InvalidTopicError, UnsupportedVersionError)
@@ -53,6 +57,22 @@ class KafkaSettings:
     def client(self) -> dict[str, Any]:
         """What every client needs to connect."""
         return {"bootstrap_servers": list(self.servers), **self.security}
+
+
+def kafka_settings(settings: Settings) -> KafkaSettings:
+    """The part of the settings that concerns Kafka."""
+    return KafkaSettings(
+        servers=settings.kafka,
+        topics=settings.topic,
+        group=settings.group or f"supsup-{settings.bank}",
+        max_record_bytes=settings.max_record_bytes,
+        session_timeout_s=settings.session_timeout_s,
+        max_poll_interval_s=settings.max_poll_interval_s,
+        connect_timeout_s=settings.connect_timeout_s,
+        instance=f"supsup-{settings.bank}" if settings.static_member else "",
+        merge_wait_s=settings.merge_wait_s,
+        security=connections.kafka_client(settings),
+    )
 
 
 def create_topics(settings: KafkaSettings, topics: Iterable[str], partitions: int = 1) -> None:

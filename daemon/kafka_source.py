@@ -18,13 +18,12 @@ from kafka.errors import CorruptRecordError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from daemon.errors import LostGroundError, UnavailableError, UnreadableError
-from daemon.kafka_client import KafkaSettings, answering, log_id, reachable
+from daemon.kafka_client import POLL_LIMIT_S, KafkaSettings, answering, log_id, reachable
 from daemon.merge import RecordMerge
 from daemon.records import Log, Partition, Position, Record
 
 log = structlog.get_logger()
 
-POLL_LIMIT_S: Final = 0.5  # a signal must be heard within this time; kafka-python has no wakeup()
 _POLL_RECORDS: Final = 64
 _AHEAD_RECORDS: Final = 2 * _POLL_RECORDS  # a partition with as many records waiting, or as many bytes, is paused
 _JOIN_S: Final = 10.0  # how long the group may give no partition before it is done without, and the same in sessions

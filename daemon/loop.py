@@ -1,6 +1,6 @@
 """The poll loop: follow records from Kafka to the training thread here; `apply` follows them to Redis.
 
-    poll -> one order over all partitions -> decode -> hand over (at most two ahead) -> training thread
+    poll -> one order over all partitions -> decode -> hand over (a few ahead) -> training thread
 
 The loop never waits for a step, a commit or a server: it polls at least twice a second, so the group keeps this
 trainer, and a signal is heard. When the group changes, what was handed over and not begun is taken back, what was
@@ -18,8 +18,9 @@ import structlog
 
 from daemon.apply import Applier, Decoded, decode
 from daemon.errors import StopError, UnavailableError, UnreadableError
-from daemon.kafka_source import POLL_LIMIT_S, KafkaSource
+from daemon.kafka_client import POLL_LIMIT_S
 from daemon.records import Partition, Position
+from daemon.source_process import SourceProcess
 from daemon.telemetry import Telemetry
 from daemon.training import TrainingThread
 from supsup_online import wire
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _AWAY_PAUSE_S: Final = 0.5
-_OFFER_S: Final = 0.25  # longest wait for room in the training thread before the next poll
+_OFFER_S: Final = 0.1  # longest wait for room in the training thread before the next poll
 _OFFERS: Final = 16  # records handed over between two polls
 _BLOCKED_S: Final = 0.02  # longest poll while a record waits for those of other partitions
 _KEEP_ALIVE_S: Final = 0.05
@@ -67,7 +68,7 @@ class TrainerLoop:
         telemetry: who is told what happens.
     """
 
-    source: KafkaSource
+    source: SourceProcess
     applier: Applier
     limits: wire.RecordLimits
     stop: StopRequest

@@ -1,7 +1,8 @@
 """The training thread: applies decoded records one after the other while the poll loop keeps the group happy.
 
-Only this thread touches learner, checkpoint and store. The poll loop hands over at most two decoded records ahead, and
-asks for anything else (`call`) in the same line, so that it happens between two records.
+Only this thread touches learner, checkpoint and store. The poll loop hands over a few decoded records ahead, and asks
+for anything else (`call`) in the same line, so that it happens between two records. A full line is filled up again only
+once it has nearly run out: the two threads share an interpreter lock, and each change between them delays a step.
 """
 
 from collections import deque
@@ -14,7 +15,9 @@ from daemon.apply import Applier, Decoded
 
 T = TypeVar("T")
 
-AHEAD: Final = 2  # decoded records that wait; more would only be held longer in memory
+AHEAD: Final = 16  # decoded records that wait at most
+AHEAD_BYTES: Final = 4 * 2**20  # or as many bytes of their values, but two records in any case
+_REFILL: Final = 4  # records left when the poll loop is woken
 _IDLE_S: Final = 0.1  # how often a commit that is due by time is looked for
 
 
@@ -40,7 +43,9 @@ class TrainingThread:
     def offer(self, decoded: Decoded, timeout_s: float) -> bool:
         """Hand over a record; False when for so many seconds there was no room."""
         with self._changed:
-            if not self._changed.wait_for(self._has_room, timeout_s) or self._failure is not None:
+            if self._full():
+                self._changed.wait_for(self._wants_more, timeout_s)
+            if self._full() or self._failure is not None:
                 return False
             self._line.append(decoded)
             self._changed.notify_all()
@@ -99,8 +104,12 @@ class TrainingThread:
 
     # -- the thread
 
-    def _has_room(self) -> bool:
-        return len(self._line) < AHEAD or self._failure is not None
+    def _full(self) -> bool:
+        size = sum(len(item.record.value or b"") for item in self._line if isinstance(item, Decoded))
+        return len(self._line) >= AHEAD or (len(self._line) > 1 and size >= AHEAD_BYTES)
+
+    def _wants_more(self) -> bool:
+        return self._failure is not None or (len(self._line) <= _REFILL and not self._full())
 
     def _run(self) -> None:
         try:
@@ -108,7 +117,8 @@ class TrainingThread:
                 self._do(item)
                 with self._changed:
                     self._busy = False
-                    self._changed.notify_all()
+                    if self._wants_more():
+                        self._changed.notify_all()
             if not self._abandoned:
                 self._applier.commit()
         except BaseException as error:  # noqa: BLE001 - the poll loop raises it in the main thread

@@ -43,7 +43,7 @@ POINTS: Final = {
     "decided": Point("supsup_online.learner:OnlineLearner", "_act", "after", most=2),
     "position-moved": Point("daemon.checkpoint:Checkpointer", "advance", "after", most=30),
     "handed-over": Point("daemon.training:TrainingThread", "offer", "after", most=30),
-    "fetched": Point("daemon.kafka_source:KafkaSource", "_take_in", "after", most=4),
+    "fetched": Point("daemon.source_process:SourceProcess", "poll", "after", most=4),
     # records out
     "dead-letter-sent": Point("daemon.apply:Applier", "_dead_letter", "after", most=1),
     "side-record-sent": Point("daemon.side_topics:SideTopics", "send", "after", most=2),
@@ -59,8 +59,8 @@ POINTS: Final = {
     "commit-written": Point("redis.commands.core:Script", "__call__", "after", thread="training", most=3),
     "commit-answered": Point("daemon.redis_store:RedisStore", "commit", "after", most=3),
     "commit-done": Point("daemon.checkpoint:Checkpointer", "commit", "after", most=3),
-    "group-not-told": Point("daemon.kafka_source:KafkaSource", "tell_group", "before", most=3),
-    "group-told": Point("daemon.kafka_source:KafkaSource", "tell_group", "after", most=3),
+    "group-not-told": Point("daemon.source_process:SourceProcess", "tell_group", "before", most=3),
+    "group-told": Point("daemon.source_process:SourceProcess", "tell_group", "after", most=3),
     # the start
     "bank-opened": Point("daemon.redis_store:RedisStore", "open", "after"),
     "lease-taken": Point("daemon.lease:Lease", "acquire", "after"),
@@ -69,11 +69,11 @@ POINTS: Final = {
     "bank-loaded": Point("daemon.redis_store:RedisStore", "load", "after"),
     "bank-restored": Point("supsup_online.learner:OnlineLearner", "restore", "after"),
     # the group
-    "group-held": Point("daemon.kafka_source:KafkaSource", "hold", "after"),
-    "logs-known": Point("daemon.kafka_source:KafkaSource", "logs", "after"),
+    "group-held": Point("daemon.source_process:SourceProcess", "hold", "after"),
+    "logs-known": Point("daemon.source_process:SourceProcess", "logs", "after"),
     "partition-taken-up": Point("daemon.checkpoint:Checkpointer", "assign", "after"),
     "partitions-settled": Point("daemon.apply:Applier", "settle", "after"),
-    "partitions-placed": Point("daemon.kafka_source:KafkaSource", "place", "after"),
+    "partitions-placed": Point("daemon.source_process:SourceProcess", "place", "after"),
     # the lease
     "lease-not-renewed": Point("daemon.lease:Lease", "renew", "before", most=3),
     "lease-renewed": Point("daemon.lease:Lease", "renew", "after", most=3),

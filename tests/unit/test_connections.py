@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import serialization
 
 from daemon import connections
 from daemon import settings as table
-from daemon.bootstrap import kafka_settings
 from daemon.errors import ConfigError
+from daemon.kafka_client import kafka_settings
 from daemon.settings import Settings
 from daemon_process import here
 from secured_servers import Certificates

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from daemon import training
 from daemon.apply import Applier
 from daemon.checkpoint import Checkpointer
 from daemon.errors import FencedError, LostGroundError, StopError, UnavailableError, UnreadableError
@@ -167,7 +168,7 @@ def test_a_request_to_stop_is_heard_after_the_batch_in_hand() -> None:
         begun.append(len(begun))
         if len(begun) == 2:
             found.loop.stop.signal = "SIGTERM"
-            time.sleep(0.2)  # the loop hears it meanwhile
+            time.sleep(0.5)  # the loop hears it meanwhile
 
     slowly(found.applier, stop_at_the_second)
     found.loop.run()
@@ -211,12 +212,26 @@ def test_what_gathered_is_committed_after_a_while_though_no_record_comes() -> No
     assert [entry for entry in found.source.diary if entry[0] == "commit"] == [("commit", "1:me:1")]
 
 
-def test_no_more_than_two_decoded_records_wait_for_the_step_in_hand() -> None:
-    found = play([[record(i) for i in range(50)]])
+def records_waiting(found: Play) -> list[int]:
+    """How many decoded records wait at each step."""
     waiting: list[int] = []
-    slowly(found.applier, lambda: (time.sleep(0.005), waiting.append(len(found.loop.training._line))))
+    slowly(found.applier, lambda: (time.sleep(0.01), waiting.append(len(found.loop.training._line))))
     found.loop.run()
-    assert max(waiting) == 2
+    return waiting
+
+
+def test_a_full_line_of_decoded_records_runs_down_before_it_is_filled_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.loop._OFFER_S", 30.0)  # so that it is not woken for a look around
+    waiting = records_waiting(play([[record(i) for i in range(60)]]))
+    assert max(waiting) == training.AHEAD == 16
+    first = waiting.index(16)
+    assert waiting[first : first + 12] == list(range(16, 4, -1)), "nobody wakes the poll loop sooner"
+    assert max(waiting[first + 14 : -16]) > 4
+
+
+def test_two_large_records_fill_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "AHEAD_BYTES", 1)
+    assert max(records_waiting(play([[record(i) for i in range(20)]]))) == 2
 
 
 # -- servers that are away
@@ -293,8 +308,9 @@ def test_partitions_go_on_where_the_store_says() -> None:
 
 
 def test_what_was_applied_is_committed_before_a_position_is_believed() -> None:
-    found = play([[record(i) for i in range(5)], [], {HERE: Log("log", 0)}, [record(5)]])
-    slowly(found.applier, lambda: time.sleep(0.01))
+    begun = threading.Event()
+    found = play([[record(i) for i in range(5)], lambda: begun.wait(10), {HERE: Log("log", 0)}, [record(5)]])
+    slowly(found.applier, lambda: (time.sleep(0.01), begun.set()))
     found.store.stored = {"offset": "0", "log": "log"}
     found.loop.run()
     first = next(entry for entry in found.source.diary if entry[0] == "commit")
