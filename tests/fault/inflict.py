@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 from kafka import KafkaConsumer
@@ -103,6 +104,35 @@ def _standby_killed(bench: Bench, _: Fault) -> None:
     standby = bench.trainers.standby or bench.leader()
     standby.doomed = True
     standby.send(signal.SIGKILL)
+
+
+def _source_killed(bench: Bench, _: Fault) -> None:
+    """The Kafka client's process dies; the trainer must start another and go on."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(_source_of(bench.leader()), signal.SIGKILL)
+
+
+def _source_asleep(bench: Bench, fault: Fault) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        source = _source_of(bench.leader())
+        os.kill(source, signal.SIGSTOP)
+        try:
+            time.sleep(fault.numbers["for_s"])
+        finally:
+            os.kill(source, signal.SIGCONT)
+
+
+def _source_of(life: Life) -> int:
+    """The child of a trainer that runs its Kafka client.
+
+    Raises:
+        ProcessLookupError: it has none at the moment.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for child in Path(f"/proc/{life.pid}/task/{life.pid}/children").read_text().split():
+            if b"daemon.source_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    raise ProcessLookupError(life.pid)
 
 
 @contextlib.contextmanager
@@ -228,6 +258,8 @@ _INFLICTIONS: Final[dict[str, Infliction]] = {
     "stop": _stop,
     "short-sleep": _short_sleep,
     "zombie": _zombie,
+    "source-killed": _source_killed,
+    "source-asleep": _source_asleep,
     "standby-killed": _standby_killed,
     "redis-replies-lost": _to_redis(_lost_replies),
     "redis-requests-lost": _to_redis(_lost_requests),

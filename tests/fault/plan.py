@@ -96,6 +96,8 @@ KINDS: Final = {
     "stop": Kind(4, _AT_ONCE),
     "short-sleep": Kind(4, _lasting(0.05, 0.4)),
     "zombie": Kind(14, _lasting(0.0, 0.5), alone=False),
+    "source-killed": Kind(4, _AT_ONCE),
+    "source-asleep": Kind(3, _OUTAGE),
     "standby-killed": Kind(3, _AT_ONCE, alone=False),
     "redis-replies-lost": Kind(9, _lasting(0.05, 0.5, after=(0, 400))),
     "redis-requests-lost": Kind(6, _lasting(0.05, 0.5, after=(0, 200_000))),

@@ -67,6 +67,12 @@ def test_killed_at_any_moment_with_keys_interleaved_over_partitions(lane: Lane) 
     ends_as_if_nothing_had_happened(lane, *faults, stream="three-partitions")
 
 
+@pytest.mark.parametrize("kind", ["source-killed", "source-asleep"])
+def test_what_happens_to_the_process_of_the_kafka_client(lane: Lane, kind: str) -> None:
+    faults = [draw(random.Random(i), kind, i) for i in range(2)]
+    ends_as_if_nothing_had_happened(lane, *faults, stream="three-partitions")
+
+
 def test_asleep_past_its_session_with_a_standby_that_takes_over(lane: Lane) -> None:
     ends_as_if_nothing_had_happened(lane, draw(random.Random(0), "zombie"), pair=True)
 
