@@ -1,6 +1,6 @@
 """The child of `source_process`: a `KafkaSource` that does what it is asked over a socket, one call after the other.
 
-python -m daemon.source_main FD
+Started as `python -m daemon.source_main FD`, with the descriptor of its end of the socket.
 """
 
 import os
@@ -95,7 +95,10 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
     connection = Connection(descriptor)
-    _, (settings,) = connection.recv()
+    method, arguments = connection.recv()
+    if method != "open":
+        return  # the trainer ends before it needs a consumer
+    (settings,) = arguments
     logs.configure(settings.log_format, settings.log_level)
     try:
         Service(connection, settings).run()

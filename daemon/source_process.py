@@ -4,9 +4,9 @@
     poll, hold, logs, place, ...   -- a call -->   the same method of a KafkaSource
                                    <-- Reply --    records, what it returned or raised, and its Status
 
-Client, poll loop and training would share one interpreter lock otherwise, and a step that waits for the lock after each
-of its operations takes half as long again (docs/performance.md). What goes over the socket pair is pickled; nobody
-else can write to it, and records travel as the bytes they are.
+Client, poll loop and training would share one interpreter lock otherwise, and a step may wait for the lock after each
+of its operations (docs/performance.md). What goes over the socket pair is pickled; nobody else can write to it, and
+records travel as the bytes they are.
 
 The child ends with its parent, however that ends. It also leaves the group when its parent has been silent for a
 session: a trainer that is asleep must not keep the partitions from its successor. A child that is gone is an
@@ -186,6 +186,7 @@ class SourceProcess:
 
     def close(self) -> None:
         """Leave the group, unless the broker does not answer soon, and end the process."""
+        self._answer_s = _END_S
         with contextlib.suppress(UnavailableError):
             self._call("close")
         self._end(_END_S)

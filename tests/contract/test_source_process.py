@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from daemon.records import Partition, Position
 from daemon.settings import Settings
 from daemon.source_process import CALL_RECORDS, SourceProcess
 from daemon_process import clean_environment
+from servers import wait_until
 from stage import SESSION_S
 from streams import Outgoing, publish
 
@@ -45,13 +46,6 @@ def alive(pid: int) -> bool:
     with suppress(FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_it_hands_on_what_a_source_in_this_process_would(kafka: str, two_partitions: str) -> None:  # noqa: F811
@@ -99,7 +93,7 @@ def test_when_the_process_is_killed_another_goes_on_behind_what_was_handed_on(ka
         records = reader.read_until(lambda found: len(found) >= 40)
         first = reader.source.pid
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: not alive(first))
+        wait_until(lambda: not alive(first), "it lives on")
         with pytest.raises(UnavailableError, match=r"process has ended \(exit code -9\)"):
             reader.source.poll()
         assert reader.source.next() is None, "what it had fetched is forgotten"
@@ -121,7 +115,7 @@ def test_a_trainer_that_is_asleep_loses_its_partitions_after_a_session(kafka: st
     with process_of(kafka, topic) as asleep:
         asleep.read_until(lambda _: asleep.source.placed)
         first = asleep.source.pid
-        wait_until(lambda: not alive(first), SESSION_S + 5)
+        wait_until(lambda: not alive(first), "it stays in the group", timeout_s=SESSION_S + 5)
         with process_of(kafka, topic) as successor:
             publish(kafka, topic, values(5))
             successor.read_until(lambda found: len(found) == 5)
@@ -165,7 +159,7 @@ def test_it_ends_with_its_trainer_however_that_ends(kafka: str, topic: str) -> N
     finally:
         trainer.kill()
         trainer.communicate()
-    wait_until(lambda: not alive(pid), 5.0)
+    wait_until(lambda: not alive(pid), "it outlives its trainer", timeout_s=5.0)
 
 
 def test_what_its_consumer_cannot_do_is_raised_here() -> None:
@@ -177,6 +171,24 @@ def test_what_its_consumer_cannot_do_is_raised_here() -> None:
             source.hold()
     finally:
         source.close()
+
+
+def test_one_that_was_never_opened_ends_without_a_word(
+    kafka: str, topic: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = SourceProcess(settings(kafka, topic))
+    source.close()
+    assert not alive(source.pid)
+    assert capfd.readouterr().err == ""
+
+
+def test_one_that_hangs_does_not_hold_up_the_end(kafka: str, topic: str) -> None:
+    with process_of(kafka, topic) as reader:
+        os.kill(reader.source.pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        reader.source.close()
+        assert time.monotonic() - begun < 15
+        assert not alive(reader.source.pid)
 
 
 def test_the_password_is_on_no_command_line_and_in_no_environment(kafka: str, topic: str) -> None:
