@@ -39,6 +39,7 @@ _ELSEWHERE: Final = {
     "dlq": "daemon.cli_dlq",
     "masks": "daemon.cli_bank",
     "publish": "daemon.cli_publish",
+    "serve": "daemon.cli_serve",
     "stats": "daemon.cli_bank",
     "watch": "daemon.cli_bank",
 }
@@ -49,6 +50,7 @@ _HELP: Final = {
     "dlq": "The dead letters of a topic.",
     "masks": "The masks of a bank.",
     "publish": "Publish labelled batches: files, or tasks made from MNIST.",
+    "serve": "Run a replica: follow a bank, infer the task of requests, answer them.",
     "stats": "The bank at a glance.",
     "watch": "Watch a bank live: masks and decisions.",
 }
@@ -90,7 +92,7 @@ Examples:
   supsup-daemon start --config supsup.toml --burst
 """
 )
-@options.setting_options(*setting_table.NAMES)
+@options.setting_options(*setting_table.START_NAMES)
 def start(**_: Any) -> None:
     """Run a trainer: labelled batches from Kafka in, masks in Redis out.
 

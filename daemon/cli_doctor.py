@@ -17,7 +17,7 @@ from daemon.doctor_probes import probe_redis
 from daemon.errors import ConfigError, ExitCode
 from daemon.findings import Finding, Severity, several, worst
 from daemon.mask_sizes import MaskSizes
-from daemon.settings import NAMES, Settings
+from daemon.settings import START_NAMES, Settings
 from supsup_online.errors import SpecError
 
 _STYLES: Final = {Severity.OK: "green", Severity.NOTE: "", Severity.WARNING: "yellow", Severity.PROBLEM: "bold red"}
@@ -33,7 +33,7 @@ Examples:
   supsup-daemon doctor --config supsup.toml --fail-on problem && supsup-daemon start --config supsup.toml
 """
 )
-@options.setting_options(*NAMES)
+@options.setting_options(*START_NAMES)
 @click.option("--rows", type=click.IntRange(min=1), default=128, show_default=True, help="Rows of a usual record.")
 @click.option("--measure/--no-measure", default=True, help="Train on noise for a moment, to know times; default: do.")
 @click.option(

@@ -74,7 +74,7 @@ class BankReader:
 
     def spec_text(self) -> dict[str, str]:
         """The stored spec, fingerprint included; empty when there is no such bank."""
-        return _text(self.client.hgetall(self.keys.spec))
+        return as_text(self.client.hgetall(self.keys.spec))
 
     def spec(self) -> BankSpec:
         """The stored spec.
@@ -113,7 +113,7 @@ class BankReader:
             pipe.zscore(self.keys.index, mask_id)
         replies = pipe.execute()
         return [
-            {"id": str(mask_id), **_text(replies[2 * i]), "version": str(int(replies[2 * i + 1] or 0))}
+            {"id": str(mask_id), **as_text(replies[2 * i]), "version": str(int(replies[2 * i + 1] or 0))}
             for i, mask_id in enumerate(mask_ids)
             if replies[2 * i]  # evicted since the ids were read
         ]
@@ -125,11 +125,11 @@ class BankReader:
             BankMismatchError: one is no whole number.
         """
         with reading(self.keys.totals):
-            return {name: int(value) for name, value in _text(self.client.hgetall(self.keys.totals)).items()}
+            return {name: int(value) for name, value in as_text(self.client.hgetall(self.keys.totals)).items()}
 
     def lease(self) -> dict[str, str]:
         """Who writes: epoch, owner, newest commit."""
-        return _text(self.client.hgetall(self.keys.lease))
+        return as_text(self.client.hgetall(self.keys.lease))
 
     def positions(self) -> dict[str, int]:
         """`topic:partition` -> next offset, over all partitions this bank has read."""
@@ -141,7 +141,8 @@ class BankReader:
         """(entry id, fields) of the event stream behind `after`, oldest first."""
         start = after if after == "-" else f"({after}"
         return [
-            (entry.decode(), _text(fields)) for entry, fields in self.client.xrange(self.keys.events, start, "+", count)
+            (entry.decode(), as_text(fields))
+            for entry, fields in self.client.xrange(self.keys.events, start, "+", count)
         ]
 
     def masks(self, network: Network, mask_ids: Sequence[int]) -> dict[int, Words]:
@@ -341,7 +342,7 @@ class RedisStore(BankReader):
     def progress(self, topic: str, partition: int) -> dict[str, str]:
         """The stored progress of one partition; empty when it was never read."""
         with answering():
-            return _text(self.client.hgetall(self.keys.progress(topic, partition)))
+            return as_text(self.client.hgetall(self.keys.progress(topic, partition)))
 
     def commit(self, plan: CommitPlan, commit_id: str) -> int:
         """Write everything in the plan at once; returns the bank's new version.
@@ -393,5 +394,6 @@ def _lua(name: str) -> str:
     return resources.files("daemon").joinpath(f"lua/{name}.lua").read_text(encoding="utf-8")
 
 
-def _text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+def as_text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+    """A hash, or the fields of an event, as text; bytes that are none are replaced."""
     return {key.decode(): value.decode(errors="replace") for key, value in raw.items()}

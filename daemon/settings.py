@@ -92,7 +92,7 @@ SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 
 class Settings(BaseModel):
-    """Settings of the trainer; other commands use some of them."""
+    """Settings of trainers and replicas; other commands use some of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -193,6 +193,28 @@ class Settings(BaseModel):
     livez_limit_s: float = Field(30.0, gt=0, description="Age of the loop's heartbeat that counts as stuck, seconds.")
     alive_file: OptionalPath = Field(None, description="File that is touched while the loop goes round.")
 
+    serve_host: str = Field("127.0.0.1", min_length=1, description="Address a replica answers on.")
+    serve_port: int = Field(8080, ge=0, le=65535, description="Port a replica answers on; 0: a free one.")
+    request_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="Larger requests are refused.")
+    request_rows: int = Field(1024, ge=1, description="Requests with more rows are refused.")
+    request_timeout_s: float = Field(30.0, gt=0, description="How long a request may wait for its answer, seconds.")
+    queue_rows: int = Field(4096, ge=1, description="Rows that may wait; requests beyond them are refused.")
+    batch_rows: int = Field(128, ge=1, description="Most rows of several requests that are answered in one pass.")
+    batch_wait_ms: float = Field(
+        0.0, ge=0, le=1000, description="How long a request waits for others to be answered with, milliseconds."
+    )
+    novel_margin: float = Field(0.25, gt=0, lt=1, description="A row is novel when its confidence is below 1 - this.")
+    max_sticky: int = Field(10_000, ge=1, description="Streams whose last mask a replica remembers.")
+    staleness_limit_s: float = Field(
+        30.0, gt=0, description="Not ready when the newest version was last known so long ago, seconds."
+    )
+    poll_interval_s: float = Field(
+        0.5, gt=0, le=60, description="Longest time between two looks at the bank's version, seconds."
+    )
+    drain_s: float = Field(
+        0.0, ge=0, le=3600, description="How long a replica goes on after SIGTERM, saying not ready, seconds."
+    )
+
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
@@ -247,6 +269,36 @@ class Settings(BaseModel):
 
 
 NAMES: Final = tuple(Settings.model_fields)
+# What a replica alone uses, and what it shares with the trainer.
+SERVE_ONLY: Final = (
+    "serve_host",
+    "serve_port",
+    "request_bytes",
+    "request_rows",
+    "request_timeout_s",
+    "queue_rows",
+    "batch_rows",
+    "batch_wait_ms",
+    "novel_margin",
+    "max_sticky",
+    "staleness_limit_s",
+    "poll_interval_s",
+    "drain_s",
+)
+START_NAMES: Final = tuple(name for name in NAMES if name not in SERVE_ONLY)
+SERVE_NAMES: Final = (
+    *SERVE_ONLY,
+    "redis",
+    "bank",
+    *connections.REDIS_OPTIONS,
+    "threads",
+    "connect_timeout_s",
+    "http_token",
+    "http_token_file",
+    "log_format",
+    "log_level",
+)
+_FLAGS: Final = {"serve_host": "--host", "serve_port": "--port"}
 
 
 def variable(name: str) -> str:
@@ -256,7 +308,7 @@ def variable(name: str) -> str:
 
 def flag(name: str) -> str:
     """The command-line flag of a setting."""
-    return "--" + name.replace("_", "-")
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
 def is_secret(name: str) -> bool:

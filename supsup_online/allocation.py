@@ -12,9 +12,17 @@ Two questions, in this order:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from supsup_online.inference import OneShot
 from supsup_online.types import Examined
+
+Floats = NDArray[np.float32]
+
+_NO_ROOM: Final = 1e-6  # nats; an untrained mask usually knows next to nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,21 @@ def nns(outcome: OneShot, trained: int, epsilon: float) -> bool:
 def familiar(entropy: float, usual: float, outputs: int, margin: float) -> bool:
     """Whether an entropy is at most `margin` of the way from a mask's usual one up to knowing nothing (ln outputs)."""
     return entropy <= usual + margin * max(math.log(outputs) - usual, 0.0)
+
+
+def confidence(entropies: Floats, usual: Floats, outputs: int) -> Floats:
+    """Where output entropies lie between what is usual for their masks (1) and knowing nothing, ln outputs (0).
+
+    A mean entropy is `familiar` exactly when this is at least 1 - margin. NaN gives NaN.
+
+    Args:
+        entropies: float32 (n,), nats.
+        usual: float32 (n,), what the mask of each usually has.
+        outputs: of the network.
+    """
+    room = np.maximum(np.float32(math.log(outputs)) - usual, np.float32(_NO_ROOM))
+    share: Floats = np.clip(1 - (entropies - usual) / room, 0, 1).astype(np.float32)
+    return share
 
 
 def choose(candidates: Sequence[Examined], *, room: bool) -> Choice:

@@ -177,7 +177,7 @@ class Decider:
         if pads:
             masks = many_masks.joined(masks, np.stack(pads))
         mean = bank.mean if len(masks) == len(bank) == len(ids) else None
-        outcome = inference.one_shot(self.network, masks, x, self.settings.objective, mean)
+        outcome = inference.one_shot(self.network, masks, x, self.settings.objective, mean=mean)
         best = _best(ids, -len(masks) * outcome.nu[: len(ids)])
         examined = tuple(replace(c, statistic=-c.statistic) for c in best)
         known = examined if allocation.nns(outcome, len(ids), self.settings.epsilon) else ()

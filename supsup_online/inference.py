@@ -95,7 +95,13 @@ def check_objective(network: Network, objective: Objective) -> None:
 
 
 def one_shot(
-    network: Network, masks: Masks, x: Tensor, objective: Objective = "H", mean: Floats | None = None
+    network: Network,
+    masks: Masks,
+    x: Tensor,
+    objective: Objective = "H",
+    *,
+    mean: Floats | None = None,
+    slots: Slots | None = None,
 ) -> OneShot:
     """One gradient step from equal alphas over masks (k, word_count), for prepared inputs x (n, ...).
 
@@ -105,24 +111,29 @@ def one_shot(
         x: prepared inputs.
         objective: H or G.
         mean: the mean of these very masks, float32 (P,), where it is known already.
+        slots: int64 (k,), those of `masks` that are superposed; None: all.
 
     Raises:
         SpecError: objective G without superfluous neurons.
     """
-    gradient = _alpha_gradient(network, masks, np.arange(len(masks)), x, objective, mean=mean)
+    slots = np.arange(len(masks)) if slots is None else slots
+    gradient = _alpha_gradient(network, masks, slots, x, objective, mean=mean)
     shifted = np.exp(gradient.min() - gradient)
     return OneShot(gradient, (shifted / shifted.sum()).astype(np.float32))
 
 
-def binary(network: Network, masks: Masks, x: Tensor, objective: Objective = "H") -> int:
+def binary(network: Network, masks: Masks, x: Tensor, objective: Objective = "H", slots: Slots | None = None) -> int:
     """Position of the best mask by halving: keep the better half by gradient, renormalise, repeat about log2 k times.
+
+    Arguments as in `one_shot`; the position counts in `slots` where they are given.
 
     Raises:
         SpecError: objective G without superfluous neurons.
     """
-    remaining = np.arange(len(masks))
+    slots = np.arange(len(masks)) if slots is None else slots
+    remaining = np.arange(len(slots))
     while len(remaining) > 1:
-        gradient = _alpha_gradient(network, masks, remaining, x, objective)
+        gradient = _alpha_gradient(network, masks, slots[remaining], x, objective)
         keep = np.argsort(gradient, kind="stable")[: (len(remaining) + 1) // 2]
         remaining = remaining[np.sort(keep)]
     return int(remaining[0])

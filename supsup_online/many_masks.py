@@ -70,27 +70,32 @@ def masked_dots_reference(layout: MaskLayout, masks: Words, vector: Floats) -> F
     return np.concatenate([*chunks, np.zeros(0)]).astype(np.float32)
 
 
-def exact_logits(network: Network, masks: Masks, x: Tensor) -> Iterator[Tensor]:
-    """Logits of prepared inputs (n, ...) under packed masks (k, word_count): pieces (some masks, n, outputs)."""
+def exact_logits(network: Network, masks: Masks, x: Tensor, slots: Slots | None = None) -> Iterator[Tensor]:
+    """Logits of prepared inputs (n, ...) under packed masks (k, word_count), or under those in some slots.
+
+    Returns:
+        Pieces (some masks, n, outputs), in the order of the masks or slots.
+    """
+    slots = _all(masks) if slots is None else slots
     step = max(1, _AT_ONCE // max(1, len(x) * network.spec.outputs))
-    for start in range(0, len(masks), step):
-        yield _exact_logits(network, masks[start : start + step], x)
+    for start in range(0, len(slots), step):
+        yield _exact_logits(network, masks, slots[start : start + step], x)
 
 
-def _exact_logits(network: Network, masks: Masks, x: Tensor) -> Tensor:
+def _exact_logits(network: Network, masks: Masks, slots: Slots, x: Tensor) -> Tensor:
     if isinstance(masks, Tensor):
-        return _exact_on_device(network, masks, x)
+        return _exact_on_device(network, chosen(masks, slots), x)
     if not network.has_kernels:
-        return exact_logits_reference(network, masks, x)
+        return exact_logits_reference(network, masks[slots], x)
     masks = np.ascontiguousarray(masks)
     if len(x) <= FEW:
         rows = x.flatten(1).numpy()
-        return torch.from_numpy(cpu.exact_logits(network.layout, masks, _all(masks), network.padded_weights, rows))
-    out = torch.empty(len(masks), len(x), network.spec.outputs)
+        return torch.from_numpy(cpu.exact_logits(network.layout, masks, slots, network.padded_weights, rows))
+    out = torch.empty(len(slots), len(x), network.spec.outputs)
     effective = torch.empty_like(network.weights)
     with torch.no_grad():
-        for target, words in zip(out, masks, strict=True):
-            cpu.apply_mask(network.layout, words, network.weights.numpy(), effective.numpy())
+        for target, slot in zip(out, slots.tolist(), strict=True):
+            cpu.apply_mask(network.layout, masks[slot], network.weights.numpy(), effective.numpy())
             target.copy_(network.architecture.forward(x, network.architecture.split(effective)))
     return out
 

@@ -16,6 +16,7 @@ from supsup_online.many_masks import exact_logits
 from supsup_online.network import Network
 
 Scope = Literal["sample", "batch"]
+Slots = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -50,25 +51,44 @@ def predict(network: Network, mask_ids: Sequence[int], masks: Masks, x: Tensor, 
     """
     if not len(mask_ids):
         raise SupsupError("the bank holds no mask yet: nothing has been learnt, so nothing can be answered")
+    places, logits = best_fit(network, masks, x, scope)
+    classes = network.spec.classes
+    return Prediction(
+        labels=logits[:, :classes].argmax(1).cpu().numpy(),
+        probabilities=logits[:, :classes].softmax(1).cpu().numpy(),
+        mask_ids=np.asarray(mask_ids, dtype=np.int64)[places],
+        entropies=entropy(logits).cpu().numpy(),
+    )
+
+
+def best_fit(
+    network: Network, masks: Masks, x: Tensor, scope: Scope = "sample", slots: Slots | None = None
+) -> tuple[Slots, Tensor]:
+    """The best of k masks, k at least 1, for each row, and its outputs.
+
+    Args:
+        network: the frozen weights.
+        masks: packed masks (all, word_count).
+        x: prepared inputs (n, ...).
+        scope: as in `predict`.
+        slots: int64 (k,), those that are asked; None: all.
+
+    Returns:
+        Places int64 (n,), counted in `slots`, and logits float32 (n, outputs), on the network's device.
+    """
     rows, classes = len(x), network.spec.classes
     everyone = torch.arange(rows, device=network.device)
     best = torch.full((rows,), torch.inf, device=network.device)
-    chosen = torch.full((rows,), mask_ids[0], dtype=torch.int64, device=network.device)
+    places = torch.zeros(rows, dtype=torch.int64, device=network.device)
     answer = torch.zeros(rows, network.spec.outputs, device=network.device)
     first = 0
-    for logits in exact_logits(network, masks, x):
-        ids = torch.tensor(mask_ids[first : first + len(logits)], device=network.device)
-        first += len(logits)
+    for logits in exact_logits(network, masks, x, slots):
         fit = misfit(logits, classes)
         deciding = fit if scope == "sample" else fit.mean(1, keepdim=True).expand(-1, rows)
         lowest, place = deciding.nan_to_num(nan=torch.inf).min(0)
         better = lowest < best
         best = torch.where(better, lowest, best)
-        chosen = torch.where(better, ids[place], chosen)
+        places = torch.where(better, first + place, places)
         answer = torch.where(better[:, None], logits[place, everyone], answer)
-    return Prediction(
-        labels=answer[:, :classes].argmax(1).cpu().numpy(),
-        probabilities=answer[:, :classes].softmax(1).cpu().numpy(),
-        mask_ids=chosen.cpu().numpy(),
-        entropies=entropy(answer).cpu().numpy(),
-    )
+        first += len(logits)
+    return places.cpu().numpy(), answer
