@@ -242,7 +242,7 @@ function showGlance(overview) {
   byId("masks-bar").style.width = share(overview.masks / overview.budget);
   const over = isNumber(overview.staleness_s) && overview.staleness_s > overview.staleness_limit_s;
   say(byId("staleness"), `${fixed(overview.staleness_s, 1)} s`);
-  say(byId("staleness-limit"), `${over ? "over the limit of" : "limit"} ${fixed(overview.staleness_limit_s, 0)} s`);
+  say(byId("staleness-limit"), `${over ? "over its limit," : "limit"} ${fixed(overview.staleness_limit_s, 0)} s`);
   byId("staleness-tile").classList.toggle("over", over);
   say(byId("answered"), count(overview.requests.answered));
   say(byId("rows"), plural(overview.requests.rows, "row", "rows"));

@@ -214,8 +214,8 @@ def test_one_question_at_a_time_and_at_most_five_a_second(watched: Watched, repl
     open_page(page, replica)
     asked: list[Request] = []
     page.on("requestfinished", lambda request: asked.append(request) if is_question(request) else None)
-    for _ in range(4):
-        draw(page, [(x, y) for x, y in THREE for _ in range(2)])
+    for _ in range(2):
+        draw(page, THREE)
     page.wait_for_timeout(500)
     starts = [request.timing["startTime"] for request in asked]
     ends = [request.timing["startTime"] + request.timing["responseEnd"] for request in asked]
@@ -280,6 +280,41 @@ def test_a_server_that_goes_away_is_said(watched: Watched, replica: StandIn) -> 
     expect(page.get_by_test_id("connection")).to_contain_text("The server does not answer")
     expect(page.get_by_test_id("connection-age")).to_contain_text("Trying again")
     expect(page.get_by_test_id("masks")).to_have_text(re.compile(r"\d"))
+
+
+def test_the_page_goes_on_trying_and_is_well_again_when_the_server_is(watched: Watched, replica: StandIn) -> None:
+    page, watched.expected = watched.page, ["ERR_CONNECTION_FAILED"]
+    open_page(page, replica)
+    page.route("**/overview", lambda route: route.abort("connectionfailed"))
+    expect(page.get_by_test_id("connection")).to_be_visible()
+    page.unroute("**/overview")
+    expect(page.get_by_test_id("connection")).to_be_hidden()
+    expect(page.get_by_test_id("readiness")).to_have_text("Ready")
+
+
+def test_a_refused_question_is_said_in_the_servers_words(watched: Watched, replica: StandIn) -> None:
+    page, watched.expected = watched.page, ["status of 503"]
+    open_page(page, replica)
+    page.route("**/infer", lambda route: route.fulfill(status=503, json={"error": "the bank is <b>too old</b>"}))
+    draw(page, ONE)
+    expect(page.get_by_test_id("draw-error")).to_have_text("the bank is <b>too old</b>")
+    expect(page.get_by_test_id("answer")).to_be_hidden()
+
+
+def test_a_hidden_tab_asks_for_nothing(watched: Watched, replica: StandIn) -> None:
+    page = watched.page
+    open_page(page, replica)
+    hide = """hidden => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(hide, True)
+    page.wait_for_timeout(500)
+    before = len(watched.outside)
+    page.wait_for_timeout(2500)
+    assert len(watched.outside) == before
+    with page.expect_request("**/overview"):
+        page.evaluate(hide, False)
 
 
 def test_a_narrow_screen_needs_no_scrolling_sideways(watched: Watched, replica: StandIn) -> None:
