@@ -11,13 +11,15 @@ const SHOWN_LABELS = 12;
 const ASK_EVERY_MS = 200; // at most five answers a second while drawing
 const TOKEN_KEY = "supsup-token";
 
+const FIRM = "\u00a0"; // between a number and its unit
+
 const byId = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------- text and numbers
 
-const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
-const count = (value) => (isNumber(value) ? whole.format(value) : "–");
+const count = (value) => (isNumber(value) ? grouped.format(value) : "–");
 const fixed = (value, digits) => (isNumber(value) ? value.toFixed(digits) : "–");
 const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(1)} %` : "–");
 const share = (value) => `${100 * Math.min(1, Math.max(0, isNumber(value) ? value : 0))}%`;
@@ -46,7 +48,7 @@ function ago(then, now) {
 }
 
 function span(seconds) {
-  return seconds < 120 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
+  return seconds < 120 ? `${Math.round(seconds)}${FIRM}s` : `${Math.round(seconds / 60)}${FIRM}min`;
 }
 
 // ---------------------------------------------------------------- elements
@@ -234,7 +236,8 @@ function showGlance(overview) {
   setReadiness(overview.ready ? "Ready" : "Not ready", overview.ready ? "good" : "bad");
   const { architecture, input_shape: shape, classes } = overview.network;
   const weights = overview.fingerprint ? ` · weights ${plain(overview.fingerprint).slice(0, 12)}` : "";
-  say(byId("network"), `${plain(architecture)} · ${shape.map(count).join(" × ")} · ${plural(classes, "class", "classes")}${weights}`);
+  const input = shape.map(count).join(" × ");
+  say(byId("network"), `${plain(architecture)} · ${input} · ${plural(classes, "class", "classes")}${weights}`);
   mark(byId("network"), "title", `Fingerprint of the weights: ${plain(overview.fingerprint ?? "none")}`);
   say(byId("version"), count(overview.version));
   say(byId("masks"), count(overview.masks));
@@ -242,14 +245,15 @@ function showGlance(overview) {
   byId("masks-bar").style.width = share(overview.masks / overview.budget);
   const over = isNumber(overview.staleness_s) && overview.staleness_s > overview.staleness_limit_s;
   say(byId("staleness"), `${fixed(overview.staleness_s, 1)} s`);
-  say(byId("staleness-limit"), `${over ? "over its limit," : "limit"} ${fixed(overview.staleness_limit_s, 0)} s`);
+  const limit = `${fixed(overview.staleness_limit_s, 0)}${FIRM}s`;
+  say(byId("staleness-limit"), over ? `over the limit of ${limit}` : `limit ${limit}`);
   byId("staleness-tile").classList.toggle("over", over);
   say(byId("answered"), count(overview.requests.answered));
   say(byId("rows"), plural(overview.requests.rows, "row", "rows"));
   say(byId("refused"), count(overview.requests.refused));
   say(byId("failed"), count(overview.requests.failed));
-  const reasons = Object.entries(overview.reasons ?? {}).map(([name, sentence]) => `${plain(name)}: ${plain(sentence)}`);
-  showLines(byId("reasons"), reasons);
+  const reasons = Object.entries(overview.reasons ?? {});
+  showLines(byId("reasons"), reasons.map(([name, sentence]) => `${plain(name)}: ${plain(sentence)}`));
 }
 
 function showLines(list, lines) {
@@ -311,7 +315,8 @@ function showTraffic(masks, slots, interval) {
     mark(layer.area, "d", series === null ? "" : band(floor, series.rows, across, height));
     if (series === null) continue;
     series.rows.forEach((rows, place) => (floor[place] += rows));
-    const name = layer.slot === "others" ? plural(series.ids.length, "other mask", "other masks") : `mask ${series.ids[0]}`;
+    const others = plural(series.ids.length, "other mask", "other masks");
+    const name = layer.slot === "others" ? others : `mask ${series.ids[0]}`;
     say(layer.name, name);
     say(layer.rows, plural(series.total, "row", "rows"));
     say(layer.title, `${name}: ${plural(series.total, "row", "rows")}`);
@@ -322,7 +327,8 @@ function showTraffic(masks, slots, interval) {
   say(byId("traffic-span"), `rows answered, last ${span(length * interval)}`);
   say(byId("traffic-from"), `${span(length * interval)} ago`);
   const total = sums.reduce((sum, rows) => sum + rows, 0);
-  mark(byId("traffic"), "aria-label", `Rows answered per mask in the last ${span(length * interval)}: ${count(total)} in all`);
+  const label = `Rows answered per mask in the last ${span(length * interval)}: ${count(total)} in all`;
+  mark(byId("traffic"), "aria-label", label);
 }
 
 // The outline of a band of the given rows that lies on a floor.
@@ -390,7 +396,8 @@ function makeRow(id) {
   head.append(element("span", { className: "swatch", "aria-hidden": "true" }), String(id));
   const bar = element("span");
   const accuracy = element("span", { className: "value" });
-  const meter = element("div", { className: "share" }, element("div", { className: "bar", "aria-hidden": "true" }, bar), accuracy);
+  const track = element("div", { className: "bar", "aria-hidden": "true" }, bar);
+  const meter = element("div", { className: "share" }, track, accuracy);
   const cells = { row, bar, accuracy };
   for (const name of ["batches", "entropy", "updated", "answered"]) cells[name] = cell(name);
   for (const name of ["batches", "entropy", "answered"]) cells[name].className = "number";
@@ -398,14 +405,16 @@ function makeRow(id) {
   cells.edge = drawing("path", { class: "edge" });
   cells.spark = drawing("svg", { class: "spark", viewBox: "0 0 100 24", preserveAspectRatio: "none", role: "img" });
   cells.spark.append(cells.fill, cells.edge);
-  row.append(head, cells.batches, cell("accuracy", meter), cells.entropy, cells.updated, cells.answered, cell("traffic", cells.spark));
+  row.append(head, cells.batches, cell("accuracy", meter), cells.entropy, cells.updated, cells.answered);
+  row.append(cell("traffic", cells.spark));
   return cells;
 }
 
 function spark(cells, mask, interval) {
   const most = Math.max(0, ...mask.traffic);
-  const label = most === 0 ? "no traffic" : `${plural(mask.total, "row", "rows")}, at most ${Number((most / interval).toPrecision(2))} a second`;
-  mark(cells.spark, "aria-label", label);
+  const highest = Number((most / interval).toPrecision(2));
+  const label = `${plural(mask.total, "row", "rows")}, at most ${highest} a second`;
+  mark(cells.spark, "aria-label", most === 0 ? "no traffic" : label);
   const last = Math.max(1, mask.traffic.length - 1);
   const points = mask.traffic.map((rows, place) => {
     return `${((100 * place) / last).toFixed(1)} ${(23 - (21 * rows) / most).toFixed(1)}`;
@@ -556,7 +565,9 @@ function drawn() {
 function position(event) {
   const box = pad.getBoundingClientRect();
   const inside = (value) => Math.min(PAD, Math.max(0, value));
-  return [inside(((event.clientX - box.left) / box.width) * PAD), inside(((event.clientY - box.top) / box.height) * PAD)];
+  const x = ((event.clientX - box.left) / box.width) * PAD;
+  const y = ((event.clientY - box.top) / box.height) * PAD;
+  return [inside(x), inside(y)];
 }
 
 let pointer = null;
@@ -635,7 +646,8 @@ function showPadOrNot(shape) {
   show(byId("pad-area"), fits);
   show(byId("no-pad"), !fits);
   byId("columns").classList.toggle("no-pad", !fits);
-  if (!fits) say(byId("no-pad"), `This bank takes inputs of ${shape.map(count).join(" × ")}. One can only draw for banks of 28 × 28 images.`);
+  const input = shape.map(count).join(" × ");
+  if (!fits) say(byId("no-pad"), `This bank takes inputs of ${input}. One can only draw for banks of 28 × 28 images.`);
 }
 
 // ---------------------------------------------------------------- the order of the pixels
@@ -646,7 +658,8 @@ let orderRequest = null;
 
 function chosenOrder() {
   if (byId("order").value === "none") return null;
-  const [task, seed] = [byId("task"), byId("seed")].map((field) => (/^\d{1,15}$/.test(field.value) ? field.value : null));
+  const whole = (field) => (/^\d{1,15}$/.test(field.value) ? field.value : null);
+  const [task, seed] = [byId("task"), byId("seed")].map(whole);
   mark(byId("task"), "aria-invalid", String(task === null));
   mark(byId("seed"), "aria-invalid", String(seed === null));
   return task === null || seed === null ? undefined : `seed=${seed}&task=${task}`;
@@ -774,7 +787,7 @@ function showAnswer(said, took) {
   drawError("");
   if (pointer === null && !wanted) {
     const sure = `confidence ${percent(confidence)}${novel ? ", novel: no mask is confident" : ""}`;
-    say(byId("answer-said"), `Label ${count(label)}, mask ${count(task)}, ${sure}.`);
+    say(byId("answer-said"), `Label ${count(label)}, mask ${byId("answer-task").textContent}, ${sure}.`);
   }
 }
 
