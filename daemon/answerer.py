@@ -92,7 +92,7 @@ class Answerer:
         queue_rows: rows that may wait.
         wait_s: how long a first request waits for others.
         max_sticky: streams remembered; the one unused for longest is forgotten first.
-        passed: told of every pass: rows, and how each was asked.
+        passed: told of every pass: its first question, and the answers to all.
     """
 
     newest: Callable[[], Snapshot | None]
@@ -100,7 +100,7 @@ class Answerer:
     queue_rows: int = 4096
     wait_s: float = 0.0
     max_sticky: int = 10_000
-    passed: Callable[[Question, Answered, int], None] = lambda *_: None
+    passed: Callable[[Question, Answered], None] = lambda *_: None
     _line: "queue.SimpleQueue[_Waiting | None]" = field(default_factory=queue.SimpleQueue)
     _lock: Lock = field(default_factory=Lock)
     _rows: int = 0
@@ -214,7 +214,7 @@ class Answerer:
         if first.stream:
             self._stick(first.stream, int(whole.mask_ids[-1]))
         answered = Answered(snapshot.version, whole)
-        self.passed(first, answered, len(questions))
+        self.passed(first, answered)
         if len(questions) == 1:
             return [answered]
         ends = np.cumsum([len(question.x) for question in questions])

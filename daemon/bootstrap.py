@@ -15,7 +15,7 @@ from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
 from daemon.errors import ConfigError, FencedError, RewoundError
 from daemon.health import AliveFile, Health
-from daemon.http import HttpServer, token_of
+from daemon.http import token_of, trainer_server
 from daemon.kafka_client import kafka_settings
 from daemon.lease import Lease, LeaseKeeper, new_owner
 from daemon.loop import StopRequest, TrainerLoop
@@ -48,7 +48,7 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with ExitStack() as stack:
-        stop = stack.enter_context(_stopped_by_signals())
+        stop = stack.enter_context(stopped_by_signals())
         if settings.embedded:
             settings = _with_servers(stack, settings, announce)
         telemetry = start_telemetry(stack, settings)
@@ -111,7 +111,8 @@ def start_telemetry(stack: ExitStack, settings: Settings) -> Telemetry:
     stack.callback(telemetry.close)
     if settings.http_port:
         token = token_of(settings)
-        stack.enter_context(HttpServer(telemetry, host=settings.http_host, port=settings.http_port, token=token))
+        server = trainer_server(telemetry, host=settings.http_host, port=settings.http_port, token=token)
+        stack.enter_context(server)
     return telemetry
 
 
@@ -252,7 +253,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[StopRequest]:
+def stopped_by_signals() -> Iterator[StopRequest]:
     """A request that SIGTERM or SIGINT makes; a second signal ends the process at once."""
     stop = StopRequest()
 

@@ -6,6 +6,7 @@ SupsupError (supsup_online.errors)
     ├── UnreadableError  1  a record that the Kafka client itself cannot read
     ├── ConfigError      2  settings: unknown, missing or contradictory
     ├── BankMismatchError 65 the bank in Redis was made with another spec, or its bytes are damaged
+    │   └── AnotherBankError 65 another bank has taken the name of the one that a replica follows
     ├── LostGroundError  66 a log or a Redis that no longer holds what was read or committed
     │   └── RewoundError 66 a Redis without its newest commits; the trainer reads them again if the bank is still there
     ├── UnavailableError 69 Kafka or Redis cannot be reached
@@ -78,6 +79,10 @@ class BankMismatchError(StopError):
     """The stored bank does not fit these settings, or its bytes are damaged."""
 
     exit_code = ExitCode.DATA
+
+
+class AnotherBankError(BankMismatchError):
+    """Under the name of the bank that is followed there is another one by now."""
 
 
 class FencedError(StopError):

@@ -20,7 +20,7 @@ from typing import Any, Final
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from daemon.errors import BankMismatchError, LostGroundError
+from daemon.errors import AnotherBankError, BankMismatchError, LostGroundError
 from daemon.redis_replies import answering, reading
 from daemon.redis_store import BankReader, as_text
 from supsup_online import codec
@@ -105,7 +105,8 @@ class Follower:
         """Take over the newest version; returns whether it is another one than before.
 
         Raises:
-            BankMismatchError: this is another bank by now, or bytes of it are damaged. The snapshot stays.
+            AnotherBankError: this is another bank by now.
+            BankMismatchError: bytes of it are damaged. The snapshot stays.
             LostGroundError: there is no bank under this name any more. The snapshot stays.
             UnavailableError: Redis does not answer, or commits come faster than masks can be read.
         """
@@ -195,7 +196,7 @@ class Follower:
         if text.get("fingerprint") != self.network.fingerprint:
             differences.append(f"fingerprint: {self.network.fingerprint[:12]}, {text.get('fingerprint', '')[:12]}")
         if differences:
-            raise BankMismatchError(
+            raise AnotherBankError(
                 f"bank {bank!r} is another one by now ({'; '.join(differences)}): start this replica again"
             )
         self._spec, self.budget = text, spec.budget

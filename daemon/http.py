@@ -1,4 +1,4 @@
-"""Health and metrics over HTTP: three addresses to read, in a thread of their own.
+"""HTTP in a thread of its own: any application (`HttpServer`), and the trainer's, three addresses to read.
 
     GET /livez     200 or 503, {"alive": ..., "age_s": ..., "limit_s": ...}
     GET /readyz    200 or 503, {"ready": ..., "role": ..., "reasons": {name: sentence}}
@@ -14,6 +14,7 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from threading import Thread
 from typing import Any, Final, Self
 
@@ -28,39 +29,65 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from daemon.errors import ConfigError, StopError
-from daemon.settings import Settings
+from daemon.settings import Settings, flag, variable
 from daemon.telemetry import Telemetry
 
 log = structlog.get_logger()
 
-_CONNECTION_S: Final = 10.0  # a connection lives no longer, whatever it sends or fails to send
+_CONNECTION_S: Final = 10.0
 _START_S: Final = 10.0
-_CONNECTIONS: Final = 32
 _HEADER_BYTES: Final = 16_384
 _TOKEN: Final = re.compile(r"[!-~]{1,4096}")
 
 
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """How clients may connect.
+
+    Attributes:
+        most: connections at a time.
+        short_lived: a connection ends after ten seconds, whatever it sends or fails to send.
+        idle_s: how long it may be unused.
+        end_s: how long requests in hand have when the server stops.
+    """
+
+    most: int = 32
+    short_lived: bool = True
+    idle_s: int = 5
+    end_s: int = 1
+
+
 class HttpServer:
-    """Serves a trainer's health and metrics between `__enter__` and `__exit__`.
+    """Serves an application between `__enter__` and `__exit__`.
 
     Args:
-        telemetry: what to tell.
+        app: what answers.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
-        token: what requests have to bring; empty: nothing.
+        connections: how clients may connect.
+        settings: names of the settings of host and port, for messages.
 
     Attributes:
         port: the port in use, once entered.
     """
 
-    def __init__(self, telemetry: Telemetry, *, host: str, port: int, token: str = "") -> None:
-        require_token(host, token)
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int,
+        connections: Connections = Connections(),
+        settings: tuple[str, str] = ("http_host", "http_port"),
+    ) -> None:
         self._host = host
+        self._settings = settings
+        self._backlog = connections.most
         self.port = port
         config = uvicorn.Config(
-            application(telemetry, token),
+            app,
             loop="asyncio",
-            http=_ShortLived,
+            http=_ShortLived if connections.short_lived else "httptools",
             ws="none",
             lifespan="off",
             log_config=None,
@@ -68,14 +95,15 @@ class HttpServer:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=_CONNECTIONS,
-            backlog=_CONNECTIONS,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=1,
+            limit_concurrency=connections.most,
+            backlog=connections.most,
+            timeout_keep_alive=connections.idle_s,
+            timeout_graceful_shutdown=connections.end_s,
             h11_max_incomplete_event_size=_HEADER_BYTES,
         )
         self._server = uvicorn.Server(config)
         self._thread: Thread | None = None
+        self._end_s = connections.end_s
 
     def __enter__(self) -> Self:
         """Listen, and return once requests are answered.
@@ -98,20 +126,31 @@ class HttpServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop answering; a request in hand has a second."""
+        """Stop answering; requests in hand have a while."""
         self._server.should_exit = True
         if self._thread is not None:
-            self._thread.join(_START_S)
+            self._thread.join(_START_S + self._end_s)
 
     def _bind(self) -> socket.socket:
         try:
             family = socket.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM)[0][0]
-            return socket.create_server((self._host, self.port), family=family, backlog=_CONNECTIONS)
+            return socket.create_server((self._host, self.port), family=family, backlog=self._backlog)
         except OSError as error:
+            host, port = self._settings
             raise ConfigError(
-                f"cannot listen on {self._host} port {self.port} ({error.strerror}): choose another --http-port "
-                "(SUPSUP_HTTP_PORT) or --http-host (SUPSUP_HTTP_HOST), or port 0 for no HTTP"
+                f"cannot listen on {self._host} port {self.port} ({error.strerror}): choose another {flag(port)} "
+                f"({variable(port)}) or {flag(host)} ({variable(host)})"
             ) from error
+
+
+def trainer_server(telemetry: Telemetry, *, host: str, port: int, token: str = "") -> HttpServer:
+    """A server of a trainer's health and metrics.
+
+    Raises:
+        ConfigError: other machines could reach it, and there is no token.
+    """
+    require_token(host, token)
+    return HttpServer(application(telemetry, token), host=host, port=port)
 
 
 def token_of(settings: Settings) -> str:
@@ -134,7 +173,7 @@ def token_of(settings: Settings) -> str:
     return token
 
 
-def require_token(host: str, token: str) -> None:
+def require_token(host: str, token: str, setting: str = "http_host") -> None:
     """Refuse to be read by other machines without a token.
 
     Raises:
@@ -142,7 +181,7 @@ def require_token(host: str, token: str) -> None:
     """
     if not token and not _is_loopback(host):
         raise ConfigError(
-            f"--http-host {host} can be reached from other machines, so HTTP needs a token: set --http-token-file "
+            f"{flag(setting)} {host} can be reached from other machines, so HTTP needs a token: set --http-token-file "
             "(SUPSUP_HTTP_TOKEN_FILE) or SUPSUP_HTTP_TOKEN, or listen on 127.0.0.1"
         )
 
@@ -155,7 +194,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def application(telemetry: Telemetry, token: str = "") -> ASGIApp:
-    """The three addresses as an ASGI application."""
+    """The trainer's three addresses as an ASGI application."""
 
     async def livez(_: Request) -> Response:
         health = telemetry.health
@@ -173,15 +212,22 @@ def application(telemetry: Telemetry, token: str = "") -> ASGIApp:
         return Response(telemetry.metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     routes = [
-        Route(path, _uncached(endpoint), methods=["GET"])
+        Route(path, uncached(endpoint), methods=["GET"])
         for path, endpoint in (("/livez", livez), ("/readyz", readyz), ("/metrics", metrics))
     ]
     app = Starlette(routes=routes, exception_handlers={Exception: _failed})
     app.router.redirect_slashes = False
-    return _Guarded(app, token) if token else app
+    return guarded(app, token)
 
 
-def _uncached(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def guarded(app: ASGIApp, token: str, open_paths: frozenset[str] = frozenset()) -> ASGIApp:
+    """The application for those alone who bring the token, where there is one; some paths are for everybody."""
+    return _Guarded(app, token, open_paths) if token else app
+
+
+def uncached(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint, with responses that nobody keeps."""
+
     async def answer(request: Request) -> Response:
         response = await endpoint(request)
         response.headers["cache-control"] = "no-store"
@@ -198,13 +244,14 @@ async def _failed(request: Request, error: Exception) -> Response:
 class _Guarded:
     """Lets requests through that bring the token."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, token: str, open_paths: frozenset[str]) -> None:
         self._app = app
         self._expected = b"Bearer " + token.encode()
+        self._open = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         brought = dict(scope.get("headers", ())).get(b"authorization", b"")
-        if hmac.compare_digest(brought, self._expected):
+        if scope.get("path") in self._open or hmac.compare_digest(brought, self._expected):
             await self._app(scope, receive, send)
         else:
             refusal = PlainTextResponse("Unauthorized", status_code=401, headers={"www-authenticate": "Bearer"})

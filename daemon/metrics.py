@@ -9,7 +9,7 @@ Counters count what this process did, from 0 at its start. What the bank counted
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -74,6 +74,10 @@ class Metric:
     meaning: str
 
 
+_OF_ANY_PROCESS: Final = (
+    Metric("supsup_start_time_seconds", "gauge", "seconds", (), "When this process started, since 1970."),
+    Metric("supsup_build_info", "gauge", "1", ("version", "python"), "Always 1; the labels say what is running."),
+)
 METRICS: Final = (
     Metric("supsup_batches_total", "counter", "batches", (*_PLACE, "result"), "Batches trained, answered, overflowed."),
     Metric("supsup_samples_total", "counter", "rows", _PLACE, "Rows of the batches that were trained."),
@@ -97,35 +101,70 @@ METRICS: Final = (
     Metric("supsup_leader", "gauge", "0 or 1", (), "Whether this trainer writes the bank."),
     Metric("supsup_ready", "gauge", "0 or 1", (), "Whether /readyz says yes."),
     Metric("supsup_heartbeat_age_seconds", "gauge", "seconds", (), "Since the poll loop came round last."),
-    Metric("supsup_start_time_seconds", "gauge", "seconds", (), "When this process started, since 1970."),
-    Metric("supsup_build_info", "gauge", "1", ("version", "python"), "Always 1; the labels say what is running."),
+    *_OF_ANY_PROCESS,
 )
+# What a replica tells; the names begin with `supsup_serve_`, so that a trainer's alerts do not see them.
+SERVING: Final = (
+    Metric(
+        "supsup_serve_requests_total", "counter", "requests", ("outcome",), "answered, refused (4xx), failed (5xx)."
+    ),
+    Metric(
+        "supsup_serve_request_seconds", "histogram", "seconds", ("inference",), "From a whole request to its answer."
+    ),
+    Metric("supsup_serve_rows_total", "counter", "rows", ("inference",), "Rows answered, by how the task was found."),
+    Metric("supsup_serve_novel_rows_total", "counter", "rows", (), "Those of which no mask was confident."),
+    Metric("supsup_serve_batch_rows", "histogram", "rows", (), "Rows answered in one pass."),
+    Metric("supsup_serve_queue_rows", "gauge", "rows", (), "Rows that wait or are being answered."),
+    Metric("supsup_serve_staleness_seconds", "gauge", "seconds", (), "Since the newest version was known last."),
+    Metric("supsup_serve_bank_version", "gauge", "commits", (), "The bank version that answers."),
+    Metric("supsup_serve_masks", "gauge", "masks", (), "Masks in it."),
+    Metric("supsup_serve_failures_total", "counter", "times", (), "Times that Redis did not tell what it should."),
+    Metric("supsup_serve_ready", "gauge", "0 or 1", (), "Whether /v2/health/ready says yes."),
+    *_OF_ANY_PROCESS,
+)
+_BUCKETS: Final = {"seconds": _SECONDS, "rows": tuple(2**power for power in range(13))}
 _KINDS: Final[dict[Kind, Any]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 
 
-class TrainerMetrics:
-    """The metrics of one trainer, in a registry of their own; methods may be called from any thread.
+class MetricSet:
+    """The metrics of one process, in a registry of their own; methods may be called from any thread.
+
+    Args:
+        bank: name of the bank, a label of every metric.
+        table: what there is.
+    """
+
+    def __init__(self, bank: str, table: Sequence[Metric]) -> None:
+        self.registry = CollectorRegistry()
+        self._bank = bank
+        self._metrics = {metric.name: self._build(metric) for metric in table}
+        ProcessCollector(registry=self.registry)
+        self._of("supsup_build_info", __version__, platform.python_version()).set(1)
+        self._of("supsup_start_time_seconds").set(time.time())
+
+    def _build(self, metric: Metric) -> Any:
+        options = {"buckets": _BUCKETS[metric.unit]} if metric.kind == "histogram" else {}
+        labels = ("bank", *metric.labels)
+        return _KINDS[metric.kind](metric.name, metric.meaning, labels, registry=self.registry, **options)
+
+    def _of(self, name: str, *labels: object) -> Any:
+        return self._metrics[name].labels(self._bank, *labels)
+
+    def render(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class TrainerMetrics(MetricSet):
+    """The metrics of one trainer.
 
     Args:
         bank: name of the bank, a label of every metric.
     """
 
     def __init__(self, bank: str = "default") -> None:
-        self.registry = CollectorRegistry()
-        self._bank = bank
-        self._metrics = {metric.name: self._build(metric) for metric in METRICS}
-        ProcessCollector(registry=self.registry)
-        self._of("supsup_build_info", __version__, platform.python_version()).set(1)
-        self._of("supsup_start_time_seconds").set(time.time())
+        super().__init__(bank, METRICS)
         self._begin_at_zero()
-
-    def _build(self, metric: Metric) -> Any:
-        options = {"buckets": _SECONDS} if metric.kind == "histogram" else {}
-        labels = ("bank", *metric.labels)
-        return _KINDS[metric.kind](metric.name, metric.meaning, labels, registry=self.registry, **options)
-
-    def _of(self, name: str, *labels: object) -> Any:
-        return self._metrics[name].labels(self._bank, *labels)
 
     def _begin_at_zero(self) -> None:
         """Counters are there from the start: Prometheus sees no increase in one that appears with its first count."""
@@ -144,10 +183,6 @@ class TrainerMetrics:
         """Where to ask for the heartbeat's age and for readiness when somebody reads the metrics."""
         self._of("supsup_heartbeat_age_seconds").set_function(age_s)
         self._of("supsup_ready").set_function(lambda: float(ready()))
-
-    def render(self) -> bytes:
-        """Everything, in Prometheus' text format."""
-        return generate_latest(self.registry)
 
     # -- what happens
 

@@ -68,8 +68,14 @@ class Answer:
 
     def rows(self, first: int, last: int) -> "Answer":
         """The answers for rows first to last - 1."""
+        part = slice(first, last)
         return Answer(
-            *(getattr(self, name)[first:last] for name in _PER_ROW), inferred=min(self.inferred, last - first)
+            self.labels[part],
+            self.probabilities[part],
+            self.mask_ids[part],
+            self.confidences[part],
+            self.novel[part],
+            min(self.inferred, last - first),
         )
 
 

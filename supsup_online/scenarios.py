@@ -16,7 +16,7 @@ import numpy as np
 from supsup_online.datasets import Dataset
 from supsup_online.errors import SpecError
 
-__all__ = ["Kind", "Order", "RawDraws", "Scenario", "ScheduledBatch", "Task", "iter_stream", "schedule"]
+__all__ = ["Kind", "Order", "RawDraws", "Scenario", "ScheduledBatch", "Task", "iter_stream", "pixel_order", "schedule"]
 
 Kind = Literal["permuted", "rotated", "split", "label-permuted"]
 Order = Literal["sequential", "recurring", "random", "interleaved"]
@@ -104,6 +104,11 @@ class Task(Protocol):
 
     def apply(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 (n, ...) and labels int64 (n,) as the task shows them; new arrays, same shapes."""
+
+
+def pixel_order(seed: int, task: int, pixels: int) -> np.ndarray:
+    """Which pixel of an image each pixel of a permuted task shows, int64 (pixels,)."""
+    return RawDraws(seed, _Stream.PIXELS, task).permutation(pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +251,7 @@ class Scenario:
         shape = self.dataset.train_x.shape[1:]
         match self.kind:
             case "permuted":
-                return _Permuted(RawDraws(self.seed, _Stream.PIXELS, task).permutation(math.prod(shape)))
+                return _Permuted(pixel_order(self.seed, task, math.prod(shape)))
             case "rotated":
                 return _Rotated((shape[0], shape[1]), task * self.step_degrees)
             case "split":

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from daemon import http as ours
 from daemon import settings as table
 from daemon.errors import ConfigError
-from daemon.http import HttpServer, token_of
+from daemon.http import token_of, trainer_server
 from daemon.telemetry import Telemetry
 from unit.test_docs import REFERENCE, named, section
 
@@ -45,14 +45,14 @@ def telemetry() -> Telemetry:
 
 @pytest.fixture
 def port(telemetry: Telemetry) -> Iterator[int]:
-    with HttpServer(telemetry, host="127.0.0.1", port=0) as server:
+    with trainer_server(telemetry, host="127.0.0.1", port=0) as server:
         yield server.port
 
 
 @pytest.fixture(scope="module")
 def idle_port() -> Iterator[int]:
     """A server that several tests share: nothing happens to what it tells."""
-    with HttpServer(Telemetry(), host="127.0.0.1", port=0) as server:
+    with trainer_server(Telemetry(), host="127.0.0.1", port=0) as server:
         yield server.port
 
 
@@ -124,7 +124,7 @@ def test_the_health_page_names_the_addresses_that_are_answered(port: int) -> Non
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[int]:
-    with HttpServer(Telemetry(), host="0.0.0.0", port=0, token="correct-horse") as server:  # noqa: S104, S106
+    with trainer_server(Telemetry(), host="0.0.0.0", port=0, token="correct-horse") as server:  # noqa: S104, S106
         yield server.port
 
 
@@ -150,27 +150,27 @@ def test_with_the_token_everything_is_told(guarded: int) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "trainer.example", "127.0.0.1.example"])  # noqa: S104
 def test_an_address_that_others_can_reach_needs_a_token(telemetry: Telemetry, host: str) -> None:
     with pytest.raises(ConfigError, match=rf"--http-host {re.escape(host)} can be reached.*--http-token-file"):
-        HttpServer(telemetry, host=host, port=0)
+        trainer_server(telemetry, host=host, port=0)
 
 
 def test_an_ipv6_address_will_do(telemetry: Telemetry) -> None:
     if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
         pytest.skip("no IPv6 here")
-    with HttpServer(telemetry, host="::1", port=0) as server:
+    with trainer_server(telemetry, host="::1", port=0) as server:
         assert ask(server.port, "/livez", host="::1")[0] == 200
 
 
 def test_a_host_that_is_none_is_said_with_what_to_do(telemetry: Telemetry) -> None:
     with (
         pytest.raises(ConfigError, match=r"cannot listen on no such host .*or --http-host"),
-        HttpServer(telemetry, host="no such host", port=0, token="t"),  # noqa: S106
+        trainer_server(telemetry, host="no such host", port=0, token="t"),  # noqa: S106
     ):
         pass
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost"])
 def test_an_address_of_this_machine_alone_needs_none(telemetry: Telemetry, host: str) -> None:
-    with HttpServer(telemetry, host=host, port=0) as server:
+    with trainer_server(telemetry, host=host, port=0) as server:
         assert ask(server.port, "/livez", host=host)[0] == 200
 
 
@@ -211,7 +211,7 @@ def test_the_token_is_shown_nowhere() -> None:
 def test_a_port_that_is_taken_is_said_with_what_to_do(telemetry: Telemetry, port: int) -> None:
     with (
         pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1 port {port} .*choose another --http-port"),
-        HttpServer(Telemetry(), host="127.0.0.1", port=port),
+        trainer_server(Telemetry(), host="127.0.0.1", port=port),
     ):
         pass
 
@@ -219,7 +219,7 @@ def test_a_port_that_is_taken_is_said_with_what_to_do(telemetry: Telemetry, port
 def test_a_client_that_says_nothing_is_sent_away(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ours, "_CONNECTION_S", 0.1)
     with (
-        HttpServer(telemetry, host="127.0.0.1", port=0) as server,
+        trainer_server(telemetry, host="127.0.0.1", port=0) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=10) as client,
         suppress(ConnectionResetError),  # as good as an end in good order
     ):
@@ -269,7 +269,7 @@ def test_a_fault_of_ours_is_logged_and_told_without_its_text(telemetry: Telemetr
 
 
 def test_at_the_end_nobody_listens_any_more(telemetry: Telemetry) -> None:
-    with HttpServer(telemetry, host="127.0.0.1", port=0) as server:
+    with trainer_server(telemetry, host="127.0.0.1", port=0) as server:
         assert ask(server.port, "/livez")[0] == 200
     with pytest.raises(ConnectionRefusedError):
         ask(server.port, "/livez")

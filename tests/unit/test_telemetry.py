@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from daemon.checkpoint import COUNTERS
 from daemon.errors import UnavailableError
-from daemon.http import HttpServer
+from daemon.http import trainer_server
 from daemon.records import Partition, Record
 from daemon.telemetry import Telemetry
 from supsup_online.types import StepResult
@@ -152,7 +152,7 @@ def test_a_step_that_hangs_is_seen_by_others_and_nobody_pats_the_watchdog() -> N
 
     learner.step = hang  # type: ignore[method-assign]
     telemetry.manager.pat = lambda: pats.append("pat")  # type: ignore[method-assign]
-    with HttpServer(telemetry, host="127.0.0.1", port=0) as server:
+    with trainer_server(telemetry, host="127.0.0.1", port=0) as server:
         thread = threading.Thread(target=loop.run)
         thread.start()
         assert reached.wait(30)

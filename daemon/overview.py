@@ -1,0 +1,85 @@
+"""The bank at a glance, as JSON for the page."""
+
+import json
+import math
+import time
+from contextlib import suppress
+from typing import Any
+
+from daemon.cli_bank import describe
+from daemon.following import Stats
+from daemon.replica import TRAFFIC_S, Replica
+
+_NUMBERS = ("accuracy", "loss", "entropy", "density")
+
+
+def of(replica: Replica) -> dict[str, Any]:
+    """Everything that the page shows; numbers that are not finite are null."""
+    settings, follower, snapshot = replica.settings, replica.follower, replica.newest()
+    shown: dict[str, Any] = {
+        "bank": replica.reader.keys.bank,
+        "now_ms": time.time_ns() // 1_000_000,
+        "version": 0 if snapshot is None else snapshot.version,
+        "masks": 0 if snapshot is None else len(snapshot),
+        "budget": 0 if follower is None else follower.budget,
+        "ready": not replica.reasons,
+        "reasons": replica.reasons,
+        "staleness_s": _finite(replica.staleness_s),
+        "staleness_limit_s": settings.staleness_limit_s,
+        "threshold": round(1 - settings.novel_margin, 6),
+        "requests": {
+            "answered": replica.metrics.counted("answered"),
+            "refused": replica.metrics.counted("refused"),
+            "failed": replica.metrics.counted("failed"),
+        },
+        "traffic_interval_s": TRAFFIC_S,
+        "fingerprint": "",
+        "network": None,
+        "mask_stats": [],
+        "decisions": [],
+    }
+    total, recent = replica.traffic.shown()
+    shown["requests"]["rows"] = sum(total.values())
+    if follower is not None and snapshot is not None:
+        spec = snapshot.network.spec
+        shown["fingerprint"] = snapshot.network.fingerprint
+        shown["network"] = {
+            "architecture": spec.architecture,
+            "input_shape": list(spec.input_shape),
+            "classes": spec.classes,
+            "outputs": spec.outputs,
+        }
+        shown["mask_stats"] = [
+            _mask(mask_id, stats) | {"answered": total.get(mask_id, 0), "traffic": recent.get(mask_id, [])}
+            for mask_id, stats in sorted(follower.stats.items())
+        ]
+        shown["decisions"] = [_decision(event) for event in follower.decisions]
+    return shown
+
+
+def _mask(mask_id: int, stats: Stats) -> dict[str, Any]:
+    whole = {name: int(_number(stats.get(name)) or 0) for name in ("batches", "samples", "updated_ms")}
+    return {"id": mask_id, **whole, **{name: _number(stats.get(name)) for name in _NUMBERS}}
+
+
+def _decision(event: Stats) -> dict[str, Any]:
+    text = event.get("type", "")
+    with suppress(KeyError, ValueError, TypeError, json.JSONDecodeError):  # somebody else may write to the stream
+        text = describe(event)
+    return {
+        "version": int(_number(event.get("version")) or 0),
+        "time_ms": int(_number(event["id"].partition("-")[0]) or 0),
+        "type": event.get("type", ""),
+        "text": text,
+    }
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return _finite(float(text or "nan"))
+    except ValueError:
+        return None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
