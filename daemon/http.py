@@ -135,16 +135,16 @@ class HttpServer:
         try:
             family = socket.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM)[0][0]
             listener = socket.create_server((self._host, self.port), family=family, backlog=self._backlog)
-            # Connections inherit it. asyncio would set it on sockets that say they are TCP, which these do not, and a
-            # response in two packets would wait 40 ms for a delayed acknowledgement.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return listener
         except OSError as error:
             host, port = self._settings
             raise ConfigError(
                 f"cannot listen on {self._host} port {self.port} ({error.strerror}): choose another {flag(port)} "
                 f"({variable(port)}) or {flag(host)} ({variable(host)})"
             ) from error
+        # Connections inherit it. asyncio would set it on sockets that say they are TCP, which these do not, and a
+        # response in two packets would wait 40 ms for a delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
 
 
 def trainer_server(telemetry: Telemetry, *, host: str, port: int, token: str = "") -> HttpServer:

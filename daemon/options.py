@@ -10,6 +10,7 @@ import structlog
 from click.core import ParameterSource
 
 from daemon import settings as table
+from daemon import settings_file
 from daemon.settings import Settings
 
 log = structlog.get_logger()
@@ -100,7 +101,7 @@ def _shown(default: object) -> str:
 
 def _load_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is not None:
-        values = table.read_file(path)
+        values = settings_file.read_file(path)
         context.meta[_PROBLEMS] = table.unknown_keys(path, values)
         if isinstance(values.get("topic"), str):
             values["topic"] = [values["topic"]]

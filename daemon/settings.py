@@ -7,7 +7,6 @@ keeps track of where a value came from, pydantic checks them all and reports eve
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -75,8 +74,6 @@ def _servers(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
-_TEXTS: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
-_MOST_DOTS: Final = 32
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,230}")  # Kafka takes 249; the side topics add up to 13
 _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(?P<port>[0-9]{1,5})")
 
@@ -343,44 +340,6 @@ def _problem(problem: dict[str, Any], origins: Mapping[str, str]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = "a secret" if is_secret(name) else repr(problem["input"])
     return f"{flag(name)} ({origins.get(name, 'default')}): {message}; got {given}"
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """What a TOML file sets: flat, names with `_` or `-`, known or not.
-
-    Raises:
-        ConfigError: unreadable, no TOML, or holds what no setting is: tables, numbers of more than 64 bits.
-    """
-    try:
-        table = tomllib.loads(_without_depth(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, 4300 digits
-        raise ConfigError(f"cannot read the settings file {path}: {error}") from error
-    if strange := [name for name, value in table.items() if not _is_plain(value)]:
-        raise ConfigError(
-            "\n".join(
-                f"{path}: {name[:80]!r} is no text, number, true or false, nor a list of these" for name in strange
-            )
-        )
-    return {name.replace("-", "_"): value for name, value in table.items()}
-
-
-def _without_depth(text: str) -> str:
-    """The text, if it is not deep: a dotted name takes the parser memory by the square of its dots.
-
-    Raises:
-        ValueError: a line with more dots outside of texts and comments than any setting has.
-    """
-    for number, line in enumerate(text.splitlines(), 1):
-        bare = _TEXTS.sub("", line).partition("#")[0]
-        if bare.count(".") > _MOST_DOTS:
-            raise ValueError(f"line {number} has more than {_MOST_DOTS} dots outside of texts")
-    return text
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value of a TOML file could be a setting's."""
-    parts = value if isinstance(value, list) else [value]
-    return all(isinstance(part, str | float | bool) or (isinstance(part, int) and abs(part) < 2**63) for part in parts)
 
 
 def unknown_keys(path: Path, names: Iterable[str]) -> list[str]:

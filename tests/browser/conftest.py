@@ -2,13 +2,15 @@
 
 import contextlib
 import shutil
+import uuid
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, sync_playwright
+from redis import Redis
 
-from browser.stand_in import StandIn, overview_of, serving
+from browser.real_replica import Served, serving, train
 from browser.watched import Watched
 
 _LAUNCH: Final = [
@@ -28,18 +30,27 @@ document.addEventListener("securitypolicyviolation", (event) => {
 """
 
 
-@pytest.fixture
-def replica() -> Iterator[StandIn]:
-    """A replica of a bank that knows the tasks 0 to 4 of seed 0, one of whose streams has a hostile name."""
-    with serving(StandIn(overview_of())) as server:
-        yield server
+@pytest.fixture(scope="session")
+def bank(redis_url: str) -> Iterator[str]:
+    """A bank that knows the tasks 0 to 4 of seed 0, learnt from a topic with a hostile name."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    with Redis.from_url(redis_url) as client:
+        train(client, name)
+        yield name
+        client.delete(*client.scan_iter(match=f"supsup:{{{name}}}:*", count=1000))
 
 
 @pytest.fixture
-def guarded_replica() -> Iterator[StandIn]:
+def replica(redis_url: str, bank: str) -> Iterator[Served]:
+    with serving(redis_url, bank) as served:
+        yield served
+
+
+@pytest.fixture
+def guarded_replica(redis_url: str, bank: str) -> Iterator[Served]:
     """The same, but it wants the token `let-me-in`."""
-    with serving(StandIn(overview_of(), token="let-me-in")) as server:  # noqa: S106  # a token for this test alone
-        yield server
+    with serving(redis_url, bank, token="let-me-in") as served:  # noqa: S106 - a token for this test alone
+        yield served
 
 
 @pytest.fixture(scope="module")  # playwright keeps an event loop in this thread, which other modules must not find

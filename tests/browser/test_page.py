@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, Request, expect
 
-from browser.stand_in import HOSTILE_STREAM, StandIn, overview_of
+from browser.overviews import overview_of
+from browser.real_replica import HOSTILE_STREAM, Served
 from browser.watched import Watched
 
 pytestmark = pytest.mark.integration
@@ -22,7 +23,7 @@ THREE = [
 ]
 
 
-def open_page(page: Page, replica: StandIn) -> None:
+def open_page(page: Page, replica: Served) -> None:
     page.goto(replica.url)
     expect(page.get_by_test_id("readiness")).to_have_text("Ready")
 
@@ -66,7 +67,7 @@ def image_of(question: dict[str, Any]) -> np.ndarray:
     return np.array(x["data"], np.uint8)
 
 
-def test_version_and_masks_are_shown(watched: Watched, replica: StandIn) -> None:
+def test_version_and_masks_are_shown(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     truth = page.request.get(f"{replica.url}overview").json()
@@ -82,7 +83,16 @@ def test_version_and_masks_are_shown(watched: Watched, replica: StandIn) -> None
         expect(row.get_by_test_id("mask-updated")).to_have_text(re.compile(r"ago|just now"))
 
 
-def test_traffic_is_drawn_for_the_busiest_masks(watched: Watched, replica: StandIn) -> None:
+def test_the_states_made_up_here_have_the_form_of_what_a_replica_says(watched: Watched, replica: Served) -> None:
+    truth, made_up = watched.page.request.get(f"{replica.url}overview").json(), overview_of()
+    assert made_up.keys() == truth.keys()
+    for part in ("network", "requests"):
+        assert made_up[part].keys() == truth[part].keys()
+    for part in ("mask_stats", "decisions"):
+        assert made_up[part][0].keys() == truth[part][0].keys()
+
+
+def test_traffic_is_drawn_for_the_busiest_masks(watched: Watched, replica: Served) -> None:
     page = watched.page
     can(page, overview_of(12, busy=9))
     open_page(page, replica)
@@ -95,7 +105,7 @@ def test_traffic_is_drawn_for_the_busiest_masks(watched: Watched, replica: Stand
     expect(page.get_by_test_id("traffic-none")).to_be_visible()
 
 
-def test_what_changes_in_the_bank_is_seen_without_a_reload(watched: Watched, replica: StandIn) -> None:
+def test_what_changes_in_the_bank_is_seen_without_a_reload(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     can(page, {**overview_of(3), "version": 4013})
@@ -103,7 +113,7 @@ def test_what_changes_in_the_bank_is_seen_without_a_reload(watched: Watched, rep
     expect(page.get_by_test_id("mask-row")).to_have_count(3)
 
 
-def test_of_many_masks_fifty_are_shown_and_any_is_found_by_its_number(watched: Watched, replica: StandIn) -> None:
+def test_of_many_masks_fifty_are_shown_and_any_is_found_by_its_number(watched: Watched, replica: Served) -> None:
     page = watched.page
     can(page, overview_of(2500))
     open_page(page, replica)
@@ -117,7 +127,7 @@ def test_of_many_masks_fifty_are_shown_and_any_is_found_by_its_number(watched: W
     expect(page.get_by_test_id("mask-row").first).to_have_attribute("data-mask", "24")
 
 
-def test_a_bank_that_is_too_old_is_said_with_its_reason(watched: Watched, replica: StandIn) -> None:
+def test_a_bank_that_is_too_old_is_said_with_its_reason(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     reasons = {"stale": "nothing was heard of the bank for 41 s"}
@@ -127,7 +137,7 @@ def test_a_bank_that_is_too_old_is_said_with_its_reason(watched: Watched, replic
     expect(page.get_by_test_id("staleness-tile")).to_have_class(re.compile(r"\bover\b"))
 
 
-def test_a_hostile_stream_name_is_shown_as_text(watched: Watched, replica: StandIn) -> None:
+def test_a_hostile_stream_name_is_shown_as_text(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     expect(page.get_by_test_id("decisions")).to_contain_text(HOSTILE_STREAM)
@@ -135,7 +145,7 @@ def test_a_hostile_stream_name_is_shown_as_text(watched: Watched, replica: Stand
     assert page.title() != "taken"
 
 
-def test_a_stroke_leads_to_a_request_and_its_answer_is_shown(watched: Watched, replica: StandIn) -> None:
+def test_a_stroke_leads_to_a_request_and_its_answer_is_shown(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     question = question_after(page, lambda: draw(page, ONE))
@@ -149,7 +159,7 @@ def test_a_stroke_leads_to_a_request_and_its_answer_is_shown(watched: Watched, r
     expect(page.get_by_test_id("probability")).to_have_count(10)
 
 
-def test_a_digit_is_sent_as_mnist_shows_digits(watched: Watched, replica: StandIn) -> None:
+def test_a_digit_is_sent_as_mnist_shows_digits(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     small_and_off_centre = [(0.1 + 0.4 * x, 0.1 + 0.4 * y) for x, y in THREE]
@@ -162,7 +172,7 @@ def test_a_digit_is_sent_as_mnist_shows_digits(watched: Watched, replica: StandI
     assert 60 < image.sum() / 255 < 180  # MNIST: 103 on average
 
 
-def test_a_chosen_permutation_changes_the_image_that_is_sent(watched: Watched, replica: StandIn) -> None:
+def test_a_chosen_permutation_changes_the_image_that_is_sent(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     plain = image_of(question_after(page, lambda: draw(page, THREE)))
@@ -177,7 +187,7 @@ def test_a_chosen_permutation_changes_the_image_that_is_sent(watched: Watched, r
 
 
 def test_the_same_digit_under_another_permutation_is_answered_by_another_mask(
-    watched: Watched, replica: StandIn
+    watched: Watched, replica: Served
 ) -> None:
     page = watched.page
     open_page(page, replica)
@@ -188,7 +198,7 @@ def test_the_same_digit_under_another_permutation_is_answered_by_another_mask(
     expect(page.get_by_test_id("answer-task")).not_to_have_text(first)
 
 
-def test_an_unknown_task_is_called_novel(watched: Watched, replica: StandIn) -> None:
+def test_an_unknown_task_is_called_novel(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     page.get_by_test_id("order").select_option("permuted")
@@ -201,7 +211,7 @@ def test_an_unknown_task_is_called_novel(watched: Watched, replica: StandIn) -> 
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "binary"])
-def test_another_inference_is_asked_for(watched: Watched, replica: StandIn, mode: str) -> None:
+def test_another_inference_is_asked_for(watched: Watched, replica: Served, mode: str) -> None:
     page = watched.page
     open_page(page, replica)
     question_after(page, lambda: draw(page, ONE))
@@ -209,7 +219,7 @@ def test_another_inference_is_asked_for(watched: Watched, replica: StandIn, mode
     assert question["parameters"] == {"inference": mode}
 
 
-def test_one_question_at_a_time_and_at_most_five_a_second(watched: Watched, replica: StandIn) -> None:
+def test_one_question_at_a_time_and_at_most_five_a_second(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     asked: list[Request] = []
@@ -224,7 +234,7 @@ def test_one_question_at_a_time_and_at_most_five_a_second(watched: Watched, repl
     assert all(start >= end for start, end in zip(starts[1:], ends, strict=False))
 
 
-def test_a_digit_can_be_drawn_with_the_keyboard_and_cleared(watched: Watched, replica: StandIn) -> None:
+def test_a_digit_can_be_drawn_with_the_keyboard_and_cleared(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
 
@@ -244,7 +254,7 @@ def test_a_digit_can_be_drawn_with_the_keyboard_and_cleared(watched: Watched, re
     expect(page.get_by_test_id("answer")).to_be_hidden()
 
 
-def test_without_images_of_28_by_28_the_page_says_why_there_is_no_pad(watched: Watched, replica: StandIn) -> None:
+def test_without_images_of_28_by_28_the_page_says_why_there_is_no_pad(watched: Watched, replica: Served) -> None:
     page = watched.page
     network = {"architecture": "fc-64", "input_shape": [20], "classes": 3, "outputs": 3}
     can(page, {**overview_of(), "network": network})
@@ -253,7 +263,7 @@ def test_without_images_of_28_by_28_the_page_says_why_there_is_no_pad(watched: W
     expect(page.get_by_test_id("no-pad")).to_contain_text("takes inputs of 20")
 
 
-def test_a_token_is_asked_for_and_kept(watched: Watched, guarded_replica: StandIn) -> None:
+def test_a_token_is_asked_for_and_kept(watched: Watched, guarded_replica: Served) -> None:
     page, watched.expected = watched.page, ["status of 401"]
     page.goto(guarded_replica.url)
     expect(page.get_by_test_id("token-form")).to_be_visible()
@@ -273,7 +283,7 @@ def test_a_token_is_asked_for_and_kept(watched: Watched, guarded_replica: StandI
     expect(page.get_by_test_id("readiness")).to_have_text("Ready")
 
 
-def test_a_server_that_goes_away_is_said(watched: Watched, replica: StandIn) -> None:
+def test_a_server_that_goes_away_is_said(watched: Watched, replica: Served) -> None:
     page, watched.expected = watched.page, ["ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE"]
     open_page(page, replica)
     replica.stop()
@@ -282,7 +292,7 @@ def test_a_server_that_goes_away_is_said(watched: Watched, replica: StandIn) -> 
     expect(page.get_by_test_id("masks")).to_have_text(re.compile(r"\d"))
 
 
-def test_the_page_goes_on_trying_and_is_well_again_when_the_server_is(watched: Watched, replica: StandIn) -> None:
+def test_the_page_goes_on_trying_and_is_well_again_when_the_server_is(watched: Watched, replica: Served) -> None:
     page, watched.expected = watched.page, ["ERR_CONNECTION_FAILED"]
     open_page(page, replica)
     page.route("**/overview", lambda route: route.abort("connectionfailed"))
@@ -292,7 +302,7 @@ def test_the_page_goes_on_trying_and_is_well_again_when_the_server_is(watched: W
     expect(page.get_by_test_id("readiness")).to_have_text("Ready")
 
 
-def test_a_refused_question_is_said_in_the_servers_words(watched: Watched, replica: StandIn) -> None:
+def test_a_refused_question_is_said_in_the_servers_words(watched: Watched, replica: Served) -> None:
     page, watched.expected = watched.page, ["status of 503"]
     open_page(page, replica)
     page.route("**/infer", lambda route: route.fulfill(status=503, json={"error": "the bank is <b>too old</b>"}))
@@ -301,7 +311,7 @@ def test_a_refused_question_is_said_in_the_servers_words(watched: Watched, repli
     expect(page.get_by_test_id("answer")).to_be_hidden()
 
 
-def test_a_hidden_tab_asks_for_nothing(watched: Watched, replica: StandIn) -> None:
+def test_a_hidden_tab_asks_for_nothing(watched: Watched, replica: Served) -> None:
     page = watched.page
     open_page(page, replica)
     hide = """hidden => {
@@ -317,7 +327,7 @@ def test_a_hidden_tab_asks_for_nothing(watched: Watched, replica: StandIn) -> No
         page.evaluate(hide, False)
 
 
-def test_a_narrow_screen_needs_no_scrolling_sideways(watched: Watched, replica: StandIn) -> None:
+def test_a_narrow_screen_needs_no_scrolling_sideways(watched: Watched, replica: Served) -> None:
     page = watched.page
     page.set_viewport_size({"width": 360, "height": 700})
     open_page(page, replica)

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from daemon import bank_transfer, checkpoint, cli
+from daemon import bank_transfer, checkpoint, cli, settings_file
 from daemon import settings as setting_table
 from daemon.dead_letters import DeadLetter
 from daemon.errors import BankMismatchError, ConfigError, StopError
@@ -322,7 +322,7 @@ def _stream_seeds() -> Iterator[bytes]:
 
 def _settings(data: bytes) -> None:
     with _file_of(data) as path:
-        values = setting_table.read_file(path)
+        values = settings_file.read_file(path)
         problems = setting_table.unknown_keys(path, values)
     settings = setting_table.parse(values, dict.fromkeys(values, "file"), problems)
     settings.bank_spec()

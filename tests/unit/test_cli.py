@@ -96,6 +96,7 @@ def test_the_exit_codes_are_the_documented_ones() -> None:
         "ConfigError": 2,
         "UnreadableError": 1,
         "BankMismatchError": 65,
+        "AnotherBankError": 65,
         "LostGroundError": 66,
         "UnavailableError": 69,
         "EmbeddedError": 69,

@@ -60,9 +60,12 @@ def test_a_flag_can_say_no(file: Path) -> None:
     assert shown("--config", file, "--no-burst")["burst"] == (False, "flag")
 
 
-def test_every_setting_stands_in_the_help_of_start_with_its_variable_and_default() -> None:
-    text = " ".join(here("start", "--help").stdout.split())
-    for name in table.NAMES:
+@pytest.mark.parametrize(("command", "names"), [("start", table.START_NAMES), ("serve", table.SERVE_NAMES)])
+def test_every_setting_stands_in_the_help_of_its_command_with_its_variable_and_default(
+    command: str, names: tuple[str, ...]
+) -> None:
+    text = " ".join(here(command, "--help").stdout.split())
+    for name in names:
         assert table.flag(name) in text
         assert table.variable(name) in text
 

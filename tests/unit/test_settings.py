@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from daemon import settings as table
+from daemon import settings_file
 from daemon.errors import ConfigError
 from daemon.settings import Settings
 
@@ -158,7 +159,7 @@ def test_settings_that_contradict_each_other_are_told() -> None:
 def test_a_file_is_flat_toml_with_either_kind_of_dash(tmp_path: Path) -> None:
     path = tmp_path / "supsup.toml"
     path.write_text('input-shape = [8, 8]\nmax_rows = 3\ntopic = ["a", "b"]\n')
-    assert table.read_file(path) == {"input_shape": [8, 8], "max_rows": 3, "topic": ["a", "b"]}
+    assert settings_file.read_file(path) == {"input_shape": [8, 8], "max_rows": 3, "topic": ["a", "b"]}
 
 
 @pytest.mark.parametrize("content", [b"= 3", b"\xff\xfe", b"a = 1\na = 2\n", None])
@@ -167,7 +168,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes | None) -> 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"cannot read the settings file .*supsup\.toml"):
-        table.read_file(path)
+        settings_file.read_file(path)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_a_file_with_a_value_that_no_setting_has_is_told_by_name(tmp_path: Path,
     path = tmp_path / "supsup.toml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"supsup\.toml: '(embedded|topic|budget|kafka|bank)' is no text, number, "):
-        table.read_file(path)
+        settings_file.read_file(path)
 
 
 @pytest.mark.parametrize("content", ["a = " + "[" * 5000, "a = " + "1" * 5000])
@@ -186,7 +187,7 @@ def test_a_file_that_overtaxes_the_parser_is_named(tmp_path: Path, content: str)
     path = tmp_path / "supsup.toml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"cannot read the settings file .*supsup\.toml"):
-        table.read_file(path)
+        settings_file.read_file(path)
 
 
 @pytest.mark.parametrize("given", [[], [1, 1, 1, 1, 1]])
@@ -235,7 +236,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 def test_a_name_of_endless_dots_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     file = tmp_path / "supsup.toml"
     file.write_text('bank = "a.b" # ' + "." * 99 + '\nredis = "redis://' + "a." * 40 + 'b:1/0"\n')
-    assert table.read_file(file)["bank"] == "a.b"
+    assert settings_file.read_file(file)["bank"] == "a.b"
     file.write_text("a" + ".a" * 2400 + "=1")
     with pytest.raises(ConfigError, match="line 1 has more than 32 dots outside of texts"):
-        table.read_file(file)
+        settings_file.read_file(file)
