@@ -28,6 +28,7 @@ Examples:
   supsup-daemon demo --tasks 8 --seed 3 --scenario rotated
   supsup-daemon demo --json | jq .wrong_updates
   supsup-daemon demo --hold        keep Redis up afterwards and look around
+  supsup-daemon demo --serve       ask a replica of what was learnt; draw digits on its page
 """
 _BATCHES_PER_TASK = 200
 
@@ -58,8 +59,18 @@ _BATCHES_PER_TASK = 200
     help="Directory for picture, log and data.",
 )
 @click.option("--hold", is_flag=True, help="Keep the servers running at the end, until Ctrl-C.")
+@click.option(
+    "--serve",
+    "serve_port",
+    type=click.IntRange(0, 65535),
+    default=None,
+    is_flag=False,
+    flag_value=8080,
+    metavar="[PORT]",
+    help="Leave a replica and its page open at the end, until Ctrl-C; port 8080, or PORT.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else.")
-def demo(*, as_json: bool, hold: bool, output: Path, **stream: Any) -> None:
+def demo(*, as_json: bool, hold: bool, serve_port: int | None, output: Path, **stream: Any) -> None:
     """See the whole idea work: broker, Redis and trainer start, tasks of real MNIST digits recur unannounced."""
     settings.check_environment()
     begun = time.monotonic()
@@ -80,8 +91,10 @@ def demo(*, as_json: bool, hold: bool, output: Path, **stream: Any) -> None:
         if as_json:
             click.echo(json.dumps(summary))
         else:
-            _show(summary, reports, picture, servers, hold=hold)
-        if hold:
+            _show(summary, reports, picture, servers, hold=hold or serve_port is not None)
+        if serve_port is not None:
+            _serve(servers, serve_port, console)
+        elif hold:
             _hold(servers, console)
 
 
@@ -168,3 +181,11 @@ def _hold(servers: EmbeddedServers, console: Console) -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         console.print("stopping")
+
+
+def _serve(servers: EmbeddedServers, port: int, console: Console) -> None:
+    from daemon.serve import run_replica  # noqa: PLC0415 - not needed otherwise
+
+    chosen = settings.Settings(redis=servers.redis_url, bank=runner.BANK, serve_port=port)
+    console.print(f"Kafka {servers.kafka}, Redis {servers.redis_url}; all of it stays up until Ctrl-C", highlight=False)
+    run_replica(chosen, announce=lambda line: console.print(line, highlight=False))
