@@ -241,7 +241,8 @@ def main() -> None:
     for r in rows:
         print(
             f"| {r['masks']} | {r['cores']} | {r['way']} | {r['rows']} | {r['in_process_ms']:.2f} | "
-            f"{r['http_ms']:.2f} | {r['http_99_ms']:.2f} | {r['http_adds_ms']:.2f} | {r['rows_per_s']:.0f} | {r['rss_mib']:.0f} | "
+            f"{r['http_ms']:.2f} | {r['http_99_ms']:.2f} | {r['http_adds_ms']:.2f} | "
+            f"{r['rows_per_s']:.0f} | {r['rss_mib']:.0f} | "
             f"{r['packed_mib']:.1f} |"
         )
     for masks, r in seen.items():
