@@ -156,6 +156,21 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return x, y.astype(np.int64)
 
 
+def load_npy(path: Path) -> np.ndarray:
+    """The array of an .npy file, shape (N, ...) with at least two dimensions; pickled objects are refused.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds another array.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (*_READ_ERRORS, ValueError, TypeError) as error:
+        raise DataError(f"{path} is not a readable .npy file: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim < 2:
+        raise DataError(f"{path} holds no array of rows")
+    return array
+
+
 def _frozen(array: np.ndarray) -> np.ndarray:
     array = np.ascontiguousarray(array)
     array.setflags(write=False)

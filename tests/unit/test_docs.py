@@ -409,7 +409,7 @@ def test_every_command_is_documented_with_its_options(name, command):
     assert [p.opts[0] for p in parameters if not re.search(rf"{p.opts[0]}\b", text)] == []
 
 
-@pytest.mark.parametrize("name", ["publish", "demo", "doctor"])
+@pytest.mark.parametrize("name", ["publish", "predict", "demo", "doctor"])
 def test_documented_defaults_of_options_are_those_of_the_command(name):
     parameters = switches(dict(leaves())[name])
     for cells in rows(section(REFERENCE / "commands.md", f"## `{name}`")):
