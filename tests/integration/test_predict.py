@@ -93,6 +93,7 @@ def test_json_lines_have_the_probabilities(learnt: Checkpointer, bank: tuple[str
         assert int(np.argmax(line["probabilities"])) == line["label"]
 
 
+@pytest.mark.usefixtures("learnt")
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
@@ -103,7 +104,7 @@ def test_json_lines_have_the_probabilities(learnt: Checkpointer, bank: tuple[str
     ],
 )
 def test_a_file_that_is_none_is_refused_with_its_reason(
-    learnt: Checkpointer, bank: tuple[str, str], tmp_path: Path, name: str, content: bytes, told: str
+    bank: tuple[str, str], tmp_path: Path, name: str, content: bytes, told: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     ended = here("predict", tmp_path / name, *bank)
