@@ -118,8 +118,10 @@ class Follower:
                     log.warning("bank.read_again", bank=self.reader.keys.bank, version=self.snapshot.version)
                 self._newest = ""
                 moved = self._follow(self._beforehand(), whole=True)
+            if moved is None:
+                raise RedisError("it lost commits while they were read")
             self._known = begun
-            return bool(moved)
+            return moved
 
     def _follow(self, masks: _Masks, *, whole: bool = False) -> bool | None:
         """From what is known to the newest version; None when this is not the Redis that was counted from."""
@@ -140,6 +142,8 @@ class Follower:
         present = known | moment.changed
         if moment.count != len(present):
             moment = self._moment(masks.version, everyone=True)
+            if not moment.continues:
+                return False
             present = moment.everyone or frozenset()
         fresh = self._masks(sorted(moment.changed | (present - known)), moment.version)
         if fresh is None:
@@ -183,11 +187,11 @@ class Follower:
 
     def _check_spec(self, text: dict[str, str]) -> None:
         """Refuse another bank under the same name; its budget may change."""
-        if text == self._spec:
-            return
         bank = self.reader.keys.bank
         if not text:
             raise LostGroundError(f"there is no bank {bank!r} in this Redis any more")
+        if text == self._spec:
+            return
         try:
             spec = BankSpec.from_text(text)
         except SpecError as error:
@@ -249,12 +253,13 @@ class Follower:
         Raises:
             UnavailableError: Redis does not answer.
         """
-        if not self._may_wait:
-            time.sleep(seconds)
-            return
         if not self._told:
             self._told = self._newest or "0-0"
-            self._remember(self._latest())
+            self._remember(self._up_to(self._told))
+        if not self._may_wait:
+            time.sleep(seconds)
+            self._hear(self._behind(self._told))
+            return
         with answering():
             try:
                 reply = self.reader.client.xread(
@@ -264,15 +269,23 @@ class Follower:
                 log.warning("bank.polled", error=str(error), interval_s=seconds)
                 self._may_wait = False
                 return
-        found = _entries(reply)
-        if found:
-            self._told = found[-1]["id"]
-            self._remember(found)
+        self._hear(_entries(reply))
 
-    def _latest(self) -> list[Stats]:
+    def _up_to(self, entry_id: str) -> list[Stats]:
+        """The newest events up to one of them; what came after it is heard of by waiting."""
         with answering():
-            found = self.reader.client.xrevrange(self.reader.keys.events, count=_EVENTS_AT_ONCE)
+            found = self.reader.client.xrevrange(self.reader.keys.events, max=entry_id, count=_EVENTS_AT_ONCE)
         return [{"id": entry.decode(), **as_text(fields)} for entry, fields in reversed(found)]
+
+    def _behind(self, entry_id: str) -> list[Stats]:
+        with answering():
+            found = self.reader.events(entry_id, _EVENTS_AT_ONCE)
+        return [{"id": entry, **fields} for entry, fields in found]
+
+    def _hear(self, events: list[Stats]) -> None:
+        if events:
+            self._told = events[-1]["id"]
+            self._remember(events)
 
     def _remember(self, events: list[Stats]) -> None:
         decided = (event for event in events if event.get("type") != "commit")

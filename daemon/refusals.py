@@ -23,8 +23,15 @@ RIGHTS_PAGE: Final = "docs/reference/security.md"
 # OpenSSL's numbers for what is wrong with a certificate (X509_V_ERR_...).
 _NOT_YET_VALID, _EXPIRED, _OTHER_NAMES = 9, 10, frozenset({62, 64})
 _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF", "HTTP_REQUEST", "PACKET_LENGTH")
-# What Redis says when a script runs a command that its user may not run (6.2; 7 and newer).
-_SCRIPT_DENIED: Final = ("NOPERM", "can't run this command", "can't access at least one of the keys", "ACL failure")
+# What Redis says when a script runs a command that its user may not run (6.2; 7 and newer), and after a MULTI
+# that it may not run.
+_DENIED: Final = (
+    "NOPERM",
+    "can't run this command",
+    "can't access at least one of the keys",
+    "ACL failure",
+    "EXEC without MULTI",
+)
 
 
 def tls_refusal(server: str, error: ssl.SSLError, prefix: str) -> DeniedError:
@@ -103,7 +110,7 @@ def redis_refusal(error: RedisError, user: str = "") -> DeniedError | None:
             f"Redis refuses the login of {who}: {reason}. Look at --redis-user and --redis-password-file, or at the "
             "login in --redis"
         )
-    forbidden = isinstance(error, ResponseError) and any(part in reason for part in _SCRIPT_DENIED)
+    forbidden = isinstance(error, ResponseError) and any(part in reason for part in _DENIED)
     if forbidden or isinstance(error, NoPermissionError | RedisAuthorizationError):
         return DeniedError(f"Redis forbids it to {who}: {reason}. {RIGHTS_PAGE} has the ACL line that each user needs")
     return None

@@ -1,4 +1,4 @@
-"""The trainer in a process of its own, started as a person would start it, and what it says on its way."""
+"""Trainers and replicas in processes of their own, started as a person would start them, and what they say."""
 
 import io
 import json
@@ -83,18 +83,21 @@ class Trainer:
     """A running `supsup-daemon start`.
 
     Args:
-        arguments: behind `start`.
+        arguments: behind the command.
         directory: where its output goes, a fresh file for each process.
         environment: variables on top of a clean environment.
     """
 
+    command = "start"
+    kind = "trainer"
+
     def __init__(self, *arguments: object, directory: Path, environment: dict[str, str] | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        name = f"trainer-{len(list(directory.glob('trainer-*.log')))}"
+        name = f"{self.kind}-{len(list(directory.glob(f'{self.kind}-*.log')))}"
         self._stdout, self._stderr = directory / f"{name}.out", directory / f"{name}.log"
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "daemon", "start", *map(str, arguments)],
+                [sys.executable, "-m", "daemon", self.command, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -180,7 +183,7 @@ class Trainer:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {timeout_s:g} s:\n{self._tail()}") from None
         assert code == expected, f"exit code {code}, expected {expected}:\n{self._tail()}"
-        assert self.stdout == "", "a trainer's standard output is empty"
+        assert self.stdout == "", f"a {self.kind}'s standard output is empty"
         return self.stderr
 
     def stop(self, number: int = signal.SIGTERM) -> str:
@@ -195,6 +198,18 @@ class Trainer:
             self._process.wait()
 
 
+class Replica(Trainer):
+    """A running `supsup-daemon serve`, on a port that was free."""
+
+    command = "serve"
+    kind = "replica"
+
+    @property
+    def port(self) -> int:
+        """The port it answers on, as soon as it does."""
+        return int(self.wait_for("http.started")["port"])
+
+
 @contextmanager
 def trainer(
     *arguments: object, directory: Path, ready: bool = True, environment: dict[str, str] | None = None
@@ -204,6 +219,21 @@ def trainer(
     try:
         if ready:
             process.wait_for("trainer.ready")
+        yield process
+        if process.running:
+            process.stop()
+    finally:
+        process.kill()
+
+
+@contextmanager
+def replica(
+    *arguments: object, directory: Path, ready: bool = True, environment: dict[str, str] | None = None
+) -> Iterator[Replica]:
+    """A replica for the length of a `with` block: awaited until it has a bank, stopped at the end if it still runs."""
+    process = Replica("--port=0", "--threads=1", *arguments, directory=directory, environment=environment)
+    try:
+        process.wait_for("replica.ready" if ready else "http.started")
         yield process
         if process.running:
             process.stop()
