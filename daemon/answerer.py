@@ -118,7 +118,7 @@ class Answerer:
         """Answer what waits, then end."""
         with self._lock:
             self._closed = True
-        self._line.put(None)
+            self._line.put(None)
         if self._thread is not None:
             self._thread.join(_STOP_S)
 
@@ -142,8 +142,8 @@ class Answerer:
             if self._rows and self._rows + rows > self.queue_rows:
                 raise BusyError(f"{self._rows} rows wait already, at most {self.queue_rows} may: try again later")
             self._rows += rows
-        waiting = _Waiting(question, Future())
-        self._line.put(waiting)
+            waiting = _Waiting(question, Future())
+            self._line.put(waiting)  # before the lock is given back: nobody may stand behind the end
         return waiting.done
 
     # -- the thread

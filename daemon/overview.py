@@ -1,6 +1,5 @@
 """The bank at a glance, as JSON for the page."""
 
-import json
 import math
 import time
 from contextlib import suppress
@@ -11,6 +10,7 @@ from daemon.following import Stats
 from daemon.replica import TRAFFIC_S, Replica
 
 _NUMBERS = ("accuracy", "loss", "entropy", "density")
+_MOST_WHOLE = 2**53  # JavaScript counts no further, and orjson writes no larger than 64 bits
 
 
 def of(replica: Replica) -> dict[str, Any]:
@@ -58,20 +58,25 @@ def of(replica: Replica) -> dict[str, Any]:
 
 
 def _mask(mask_id: int, stats: Stats) -> dict[str, Any]:
-    whole = {name: int(_number(stats.get(name)) or 0) for name in ("batches", "samples", "updated_ms")}
+    whole = {name: _whole(stats.get(name)) for name in ("batches", "samples", "updated_ms")}
     return {"id": mask_id, **whole, **{name: _number(stats.get(name)) for name in _NUMBERS}}
 
 
 def _decision(event: Stats) -> dict[str, Any]:
     text = event.get("type", "")
-    with suppress(KeyError, ValueError, TypeError, json.JSONDecodeError):  # somebody else may write to the stream
+    with suppress(KeyError, ValueError, TypeError, OverflowError, RecursionError):  # anybody may write to the stream
         text = describe(event)
     return {
-        "version": int(_number(event.get("version")) or 0),
-        "time_ms": int(_number(event["id"].partition("-")[0]) or 0),
+        "version": _whole(event.get("version")),
+        "time_ms": _whole(event["id"].partition("-")[0]),
         "type": event.get("type", ""),
-        "text": text,
+        "text": text.encode(errors="replace").decode(),  # JSON inside an event can name lone surrogates
     }
+
+
+def _whole(text: str | None) -> int:
+    """A number that the page can count with; 0 where there is none."""
+    return int(max(-_MOST_WHOLE, min(_number(text) or 0, _MOST_WHOLE)))
 
 
 def _number(text: str | None) -> float | None:
