@@ -282,7 +282,7 @@ def _numbers(name: str, data: Any, dtype: np.dtype[Any], count: int) -> NDArray[
     """The values of a JSON tensor, nested or flat."""
     flat = data
     while isinstance(flat, list) and flat and isinstance(flat[0], list):
-        if set(map(type, flat)) != {list} or len(flat) > count:
+        if set(map(type, flat)) != {list} or len(flat) > count or len(set(map(len, flat))) > 1:
             raise RequestError(f"the data of input {name} are ragged")
         flat = list(chain.from_iterable(flat))
     if not isinstance(flat, list) or len(flat) != count:

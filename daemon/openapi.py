@@ -163,6 +163,7 @@ def _schemas(shape: list[int]) -> dict[str, Any]:
             },
             outputs={
                 "type": "array",
+                "minItems": 1,
                 "items": _object(["name"], name={"type": "string", "enum": list(protocol.OUTPUTS)}),
             },
         ),

@@ -171,6 +171,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], int, str]] = {
     "too few values": (lambda: asked(tensor(data=[1, 2])), 400, "are 2 values, its shape says 48"),
     "too many values": (lambda: asked(tensor(data=[0] * 49)), 400, "are 49 values, its shape says 48"),
     "values beside lists": (lambda: asked(tensor(data=[[1], 2])), 400, "data of input x are ragged"),
+    "lists of several lengths": (lambda: asked(tensor(data=[[0] * 47, [0]])), 400, "data of input x are ragged"),
     "lists within values": (lambda: asked(tensor(data=[0] * 47 + [[0]])), 400, "hold list, expected whole numbers"),
     "halves as bytes": (lambda: asked(tensor(data=[0.5] * 48)), 400, "hold float, expected whole numbers"),
     "truths as bytes": (lambda: asked(tensor(data=[True] * 48)), 400, "hold bool, expected whole numbers"),
