@@ -396,4 +396,4 @@ def _lua(name: str) -> str:
 
 def as_text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
     """A hash, or the fields of an event, as text; bytes that are none are replaced."""
-    return {key.decode(): value.decode(errors="replace") for key, value in raw.items()}
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in raw.items()}

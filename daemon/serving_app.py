@@ -45,6 +45,7 @@ from supsup_online.snapshot import Snapshot
 log = structlog.get_logger()
 
 _BODY_S: Final = 30.0  # a body that takes longer to arrive is given up
+_SMALL_BYTES: Final = 65_536
 _PAD_PIXELS: Final = 28 * 28
 _MOST_ORDERS: Final = 100  # of pixels, kept: drawing one takes a millisecond or two
 _PAGE: Final = {
@@ -173,7 +174,10 @@ class _Application:
         settings = self._replica.settings
         limits = RequestLimits(snapshot.network.spec.input_shape, settings.request_rows, settings.request_bytes)
         body = await self._body(request, limits)
-        wanted = protocol.decode(body, request.headers.get(protocol.LENGTH_HEADER), limits, settings.novel_margin)
+        told = (body, request.headers.get(protocol.LENGTH_HEADER), limits, settings.novel_margin)
+        # A megabyte of JSON takes a while, and nobody else would be heard meanwhile.
+        small = len(body) <= _SMALL_BYTES
+        wanted = protocol.decode(*told) if small else await asyncio.to_thread(protocol.decode, *told)
         question = Question(wanted.x, wanted.inquiry, wanted.tasks, wanted.stream)
         try:
             answered = await self._answered(self._replica.answerer.ask(question))

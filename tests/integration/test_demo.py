@@ -1,10 +1,15 @@
 """`supsup-daemon demo`: the whole idea at work, from one command."""
 
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from daemon_process import Ended, run
+from daemon_process import Ended, clean_environment, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -52,3 +57,22 @@ def test_the_picture_is_a_png(demo: Ended, directory: Path) -> None:
 def test_the_trainers_log_stays_for_later(demo: Ended, directory: Path) -> None:
     lines = (directory / "trainer.log").read_text().splitlines()
     assert sum('"batch.trained"' in line for line in lines) == BATCHES
+
+
+def test_a_replica_of_what_was_learnt_stays_open_until_ctrl_c(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "daemon", "demo", "--serve", "0", "--tasks=2", "--batches=80", "--output=demo"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=clean_environment()
+    ) as process:
+        assert process.stderr is not None
+        told = next(line for line in process.stderr if "page and inference at" in line)
+        url = told.split()[-1]
+        with urllib.request.urlopen(f"{url}overview", timeout=10) as response:
+            shown = json.load(response)
+        with urllib.request.urlopen(url, timeout=10) as response:
+            page = response.read().decode()
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+    assert process.returncode == 0
+    assert shown["bank"] == "demo"
+    assert "<html" in page
