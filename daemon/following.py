@@ -247,8 +247,8 @@ class Follower:
 
     # -- waiting
 
-    def wait(self, seconds: float) -> None:
-        """Return when something was committed, or after some seconds.
+    def wait(self, seconds: float) -> bool:
+        """Return when something was committed, or after some seconds; returns whether anything was.
 
         Raises:
             UnavailableError: Redis does not answer.
@@ -258,8 +258,7 @@ class Follower:
             self._remember(self._up_to(self._told))
         if not self._may_wait:
             time.sleep(seconds)
-            self._hear(self._behind(self._told))
-            return
+            return self._hear(self._behind(self._told))
         with answering():
             try:
                 reply = self.reader.client.xread(
@@ -268,8 +267,8 @@ class Follower:
             except ResponseError as error:
                 log.warning("bank.polled", error=str(error), interval_s=seconds)
                 self._may_wait = False
-                return
-        self._hear(_entries(reply))
+                return False
+        return self._hear(_entries(reply))
 
     def _up_to(self, entry_id: str) -> list[Stats]:
         """The newest events up to one of them; what came after it is heard of by waiting."""
@@ -282,10 +281,11 @@ class Follower:
             found = self.reader.events(entry_id, _EVENTS_AT_ONCE)
         return [{"id": entry, **fields} for entry, fields in found]
 
-    def _hear(self, events: list[Stats]) -> None:
+    def _hear(self, events: list[Stats]) -> bool:
         if events:
             self._told = events[-1]["id"]
             self._remember(events)
+        return bool(events)
 
     def _remember(self, events: list[Stats]) -> None:
         decided = (event for event in events if event.get("type") != "commit")

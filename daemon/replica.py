@@ -27,6 +27,7 @@ log = structlog.get_logger()
 TRAFFIC_S: Final = 5.0
 TRAFFIC_KEPT: Final = 60
 _LONGEST_PAUSE_S: Final = 2.0
+_UNHEARD_S: Final = 0.5  # a signal does not end a wait: after so long somebody looks whether there was one
 
 
 class Traffic:
@@ -74,6 +75,7 @@ class Replica:
         follower: the bank, once there is one.
         traffic: rows per mask.
         stopping: asked to end; not ready any more.
+        asked_to_stop: whether a signal asked for it that `follow` has not seen yet.
     """
 
     settings: Settings
@@ -83,6 +85,7 @@ class Replica:
     follower: Follower | None = None
     traffic: Traffic = field(default_factory=Traffic)
     stopping: bool = False
+    asked_to_stop: Callable[[], bool] = lambda: False
     _trouble: str = ""
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class Replica:
     def reasons(self) -> dict[str, str]:
         """Why this replica is not ready, name -> sentence; empty when it is."""
         snapshot, found = self.newest(), {}
-        if self.stopping:
+        if self.stopping or self.asked_to_stop():
             found["stopping"] = "this replica was asked to stop"
         if snapshot is None:
             found["no-bank"] = f"there is no bank {self.reader.keys.bank!r} yet: a trainer creates it"
@@ -139,14 +142,14 @@ class Replica:
         pause_s = self.settings.poll_interval_s
         while not stopped():
             try:
-                self._go_on()
+                self._go_on(stopped)
             except AnotherBankError:
                 raise
             except StopError as error:
                 if self.follower is None:
                     raise
                 self._tell_of(error)
-                time.sleep(pause_s)
+                _pause(pause_s, stopped)
                 pause_s = min(2 * pause_s, max(_LONGEST_PAUSE_S, self.settings.poll_interval_s))
             else:
                 pause_s = self.settings.poll_interval_s
@@ -159,20 +162,20 @@ class Replica:
         snapshot = self.newest()
         return 0 if snapshot is None else snapshot.version
 
-    def _go_on(self) -> None:
+    def _go_on(self, stopped: Callable[[], bool]) -> None:
         if self.follower is None:
-            self._find()
+            self._find(stopped)
             return
-        self.follower.wait(self.settings.poll_interval_s)
+        _until(stopped, self.settings.poll_interval_s, self.follower.wait)
         if self.follower.catch_up():
             self._swapped(self.follower.snapshot)
 
-    def _find(self) -> None:
+    def _find(self, stopped: Callable[[], bool]) -> None:
         """The bank, if there is one by now; its weights are proved before anybody sees it."""
         with answering():
             there = self.reader.spec_text()
         if not there:
-            time.sleep(self.settings.poll_interval_s)
+            _pause(self.settings.poll_interval_s, stopped)
             return
         follower = Follower(self.reader, self.reader.network(self.reader.spec()))
         follower.catch_up()
@@ -203,3 +206,19 @@ class Replica:
             sticky=0 if question.tasks is not None else len(answer.labels) - answer.inferred,
             novel=int(answer.novel.sum()),
         )
+
+
+def _pause(seconds: float, stopped: Callable[[], bool]) -> None:
+    def sleep(piece_s: float) -> bool:
+        time.sleep(piece_s)
+        return False
+
+    _until(stopped, seconds, sleep)
+
+
+def _until(stopped: Callable[[], bool], seconds: float, wait: Callable[[float], bool]) -> None:
+    """Wait in pieces, until stopped, until a piece says that it is over, or for some seconds."""
+    until = time.monotonic() + seconds
+    while not stopped() and (left := until - time.monotonic()) > 0:
+        if wait(min(left, _UNHEARD_S)):
+            return

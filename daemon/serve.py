@@ -39,6 +39,7 @@ def run_replica(settings: Settings, announce: Callable[[str], None]) -> None:
     with ExitStack() as stack:
         stop = stack.enter_context(stopped_by_signals())
         replica = start(stack, settings)
+        replica.asked_to_stop = stop.requested
         server = stack.enter_context(
             HttpServer(
                 serving_application(replica, token),

@@ -316,6 +316,15 @@ def test_sigterm_makes_not_ready_at_once_and_answers_go_on_while_it_drains(
             ask(port, "/v2/health/live")
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["following", "waiting for a bank"])
+def test_a_signal_is_heard_however_seldom_a_replica_looks(stage: Stage, bank: str, tmp_path: Path, there: bool) -> None:
+    flags = (f"--redis={stage.redis_url}", f"--bank={bank if there else stage.new_bank()}", "--poll-interval-s=60")
+    with replica(*flags, directory=tmp_path, ready=there) as process:
+        time.sleep(0.5)
+        process.send(signal.SIGTERM)
+        process.wait(timeout_s=5)
+
+
 def test_a_second_signal_ends_a_replica_at_once(stage: Stage, bank: str, tmp_path: Path) -> None:
     flags = (f"--redis={stage.redis_url}", f"--bank={bank}", *QUICK, "--drain-s=60")
     with replica(*flags, directory=tmp_path) as process:
@@ -397,11 +406,13 @@ def test_a_redis_that_was_killed_and_comes_back_is_followed_again(
 def test_a_replica_ends_in_good_order_while_redis_is_frozen(
     own_redis: EmbeddedRedis, bank: str, tmp_path: Path
 ) -> None:
-    with replica(f"--redis={own_redis.url}", f"--bank={bank}", *QUICK, directory=tmp_path) as process:
+    with replica(f"--redis={own_redis.url}", f"--bank={bank}", *QUICK, "--drain-s=1", directory=tmp_path) as process:
+        port = process.port
         os.kill(own_redis.pid, signal.SIGSTOP)
         try:
             process.wait_for("bank.away")
             process.send(signal.SIGTERM)
+            wait_until(lambda: "stopping" in readiness(port)[1], "it says that it is ready", timeout_s=1)
             process.wait(timeout_s=10)
         finally:
             os.kill(own_redis.pid, signal.SIGCONT)
