@@ -10,6 +10,7 @@ from prometheus_client import disable_created_metrics
 
 from daemon import connections, redis_client
 from daemon.bootstrap import stopped_by_signals
+from daemon.errors import ConfigError
 from daemon.http import Connections, HttpServer, require_token, token_of
 from daemon.redis_store import BankReader
 from daemon.replica import Replica
@@ -32,6 +33,11 @@ def run_replica(settings: Settings, announce: Callable[[str], None]) -> None:
     Raises:
         StopError: see `daemon.errors`.
     """
+    if settings.poll_interval_s > settings.staleness_limit_s:
+        raise ConfigError(
+            f"--poll-interval-s {settings.poll_interval_s:g} is longer than --staleness-limit-s "
+            f"{settings.staleness_limit_s:g}: this replica would seem stale between two looks at its bank"
+        )
     token = token_of(settings)
     require_token(settings.serve_host, token, "serve_host")
     if settings.threads:

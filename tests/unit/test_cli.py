@@ -142,3 +142,9 @@ def test_config_show_is_a_table_for_people_and_hides_the_password() -> None:
         assert ended.code == 0
         assert "redis://host:1/0" in ended.stdout
         assert "secret" not in ended.stdout
+
+
+def test_a_replica_that_would_seem_stale_between_two_looks_is_refused() -> None:
+    ended = here("serve", "--poll-interval-s=20", "--staleness-limit-s=10")
+    assert ended.code == 2
+    assert "longer than --staleness-limit-s" in ended.stderr
