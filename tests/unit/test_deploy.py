@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from daemon import settings
+from daemon import http, serving_app, settings
 from daemon.cli import cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +18,8 @@ DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
 DAEMONS = {name: service for name, service in SERVICES.items() if "build" in service}
+TRAINERS = [name for name, service in DAEMONS.items() if service["command"] == ["start"]]
+REPLICAS = [name for name, service in DAEMONS.items() if service["command"] == ["serve"]]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines() if line)
 FULL_VERSION = re.compile(r"[\w./-]+:\d+\.\d+\.\d+(-[\w.-]+)?(@sha256:[0-9a-f]{64})?")
@@ -123,25 +125,58 @@ def test_servers_without_a_password_are_published_to_this_machine_only():
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
+def test_every_daemon_is_a_trainer_or_a_replica():
+    assert sorted(TRAINERS + REPLICAS) == sorted(DAEMONS)
+    assert TRAINERS
+    assert REPLICAS
+
+
 @pytest.mark.parametrize("name", DAEMONS)
-def test_a_daemons_settings_are_valid_and_name_the_services_it_waits_for(name):
+def test_a_daemons_settings_are_valid_and_name_the_redis_it_waits_for(name):
     service = DAEMONS[name]
     given = settings_of(service)
     assert given.bank_spec()
     assert accepts(service["command"])
-    inside = listeners("KAFKA_ADVERTISED_LISTENERS")["INSIDE"]
-    assert given.kafka == (inside,)
     assert given.redis.startswith("redis://redis:6379/")
-    assert {"kafka", "redis"} <= service["depends_on"].keys()
+    assert "redis" in service["depends_on"]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_trainer_names_the_broker_it_waits_for(name):
+    assert settings_of(DAEMONS[name]).kafka == (listeners("KAFKA_ADVERTISED_LISTENERS")["INSIDE"],)
+    assert "kafka" in DAEMONS[name]["depends_on"]
+
+
+def test_a_replica_follows_the_bank_that_the_trainer_writes():
+    assert len({settings_of(service).bank for service in DAEMONS.values()}) == 1
 
 
 @pytest.mark.parametrize("name", DAEMONS)
-def test_a_daemon_is_healthy_when_it_is_ready(name):
+def test_a_healthcheck_asks_an_address_that_the_daemon_answers(name):
     test = DAEMONS[name]["healthcheck"]["test"]
     assert test[:3] == ["CMD", "python", "-c"]
     compile(test[3], "healthcheck", "exec")
     given = settings_of(DAEMONS[name])
-    assert f"'http://{given.http_host}:{given.http_port}/readyz'" in test[3]
+    if name in TRAINERS:
+        assert f"'http://{given.http_host}:{given.http_port}/readyz'" in test[3]
+    else:
+        path = "/v2/health/live"  # ready would be wrong: a replica without a mask is not
+        assert path in serving_app.OPEN, "asked without the token"
+        assert f"'http://127.0.0.1:{given.serve_port}{path}'" in test[3]
+
+
+@pytest.mark.parametrize("name", REPLICAS)
+def test_a_replica_is_published_at_its_port_and_starts_without_a_variable_of_the_reader(name):
+    given, environment = settings_of(DAEMONS[name]), DAEMONS[name]["environment"]
+    assert DAEMONS[name]["ports"] == [f"127.0.0.1:8080:{given.serve_port}"]
+    token = re.fullmatch(r"\$\{SUPSUP_HTTP_TOKEN:-(.+)\}", environment["SUPSUP_HTTP_TOKEN"])[1]
+    http.require_token(given.serve_host, http.token_of(settings.parse({"http_token": token}, {})), "serve_host")
+
+
+@pytest.mark.parametrize("name", DAEMONS)
+def test_a_daemon_can_gain_no_rights(name):
+    assert DAEMONS[name]["cap_drop"] == ["ALL"]
+    assert DAEMONS[name]["security_opt"] == ["no-new-privileges:true"]
 
 
 @pytest.mark.parametrize("name", DAEMONS)
@@ -154,7 +189,7 @@ def test_a_daemon_is_built_from_the_dockerfile_of_this_directory(name):
     assert build.get("args", {}).keys() <= arguments
 
 
-@pytest.mark.parametrize("name", DAEMONS)
+@pytest.mark.parametrize("name", TRAINERS)
 def test_the_broker_takes_the_largest_record_with_the_headers_of_the_dead_letter_topic(name):
     largest = settings_of(DAEMONS[name]).max_record_bytes
     assert int(SERVICES["kafka"]["environment"]["KAFKA_MESSAGE_MAX_BYTES"]) >= largest + ROOM_FOR_HEADERS

@@ -24,7 +24,7 @@ REQUIREMENTS = [
 ]
 MAKEFILE = (ROOT / "Makefile").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")]
 
 MOST_LINES = 400
 LONG_FOR_A_REASON: set[str] = set()  # modules beyond MOST_LINES, each with its reason beside it
