@@ -17,7 +17,7 @@ import yaml
 
 from daemon import settings as table
 from daemon.errors import ExitCode
-from daemon.metrics import METRICS, TrainerMetrics
+from daemon.metrics import METRICS, SERVING, TrainerMetrics
 from unit.test_deploy import accepts
 from unit.test_docs import anchors
 
@@ -28,6 +28,7 @@ RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())[
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
 TARGETS = [(panel["title"], target) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 OURS = {metric.name: {"bank", *metric.labels} for metric in METRICS}
+OF_REPLICAS = {metric.name: {"bank", *metric.labels} for metric in SERVING}
 FROM_PROMETHEUS = {"instance", "job"}
 
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
@@ -38,15 +39,15 @@ every_target = pytest.mark.parametrize("target", [t for _, t in TARGETS], ids=[f
 
 
 def samples() -> dict[str, set[str]]:
-    """Name of every series that a trainer exposes -> its labels."""
+    """Name of every series that a trainer or a replica exposes -> its labels."""
     found: dict[str, set[str]] = {}
-    for metric in METRICS:
+    for metric in (*METRICS, *SERVING):
+        labels = {"bank", *metric.labels}
         if metric.kind == "histogram":
-            labels = OURS[metric.name]
             found |= {f"{metric.name}_bucket": labels | {"le"}, f"{metric.name}_sum": labels}
             found |= {f"{metric.name}_count": labels}
         else:
-            found[metric.name] = OURS[metric.name]
+            found[metric.name] = labels
     for family in TrainerMetrics().registry.collect():
         if not family.name.startswith("supsup_"):
             found |= {sample.name: set(sample.labels) for sample in family.samples}
@@ -86,7 +87,7 @@ def grouping_labels(query: str) -> set[str]:
 
 
 def strangers(query: str) -> set[str]:
-    """What a query names and no trainer exposes: metrics, or labels that none of its metrics has."""
+    """What a query names and nobody exposes: metrics, or labels that none of its metrics has."""
     known = samples()
     wrong, together = set(), set(FROM_PROMETHEUS)
     for name, matched in selectors(query):
@@ -152,6 +153,11 @@ def test_a_rule_tells_only_labels_that_its_result_has(rule: dict[str, Any]) -> N
     assert told <= left
 
 
+def test_a_trainer_that_is_gone_is_noticed_though_replicas_are_there() -> None:
+    (rule,) = [rule for rule in RULES if rule["alert"] == "SupsupGone"]
+    assert {name for name, _ in selectors(rule["expr"])} <= OURS.keys() - OF_REPLICAS.keys()
+
+
 def test_no_two_rules_have_one_name() -> None:
     names = [rule["alert"] for rule in RULES]
     assert len(names) == len(set(names))
@@ -172,7 +178,9 @@ def test_every_section_of_the_runbook_says_what_it_means_where_to_look_and_what_
 
 
 def test_the_runbook_names_metrics_that_exist() -> None:
-    assert set(re.findall(r"\bsupsup_[a-z_]+", RUNBOOK.read_text())) <= samples().keys() | OURS.keys()
+    assert (
+        set(re.findall(r"\bsupsup_[a-z_]+", RUNBOOK.read_text())) <= samples().keys() | OURS.keys() | OF_REPLICAS.keys()
+    )
 
 
 def test_the_threshold_of_a_stuck_loop_is_that_of_livez() -> None:
