@@ -318,7 +318,12 @@ def test_sigterm_makes_not_ready_at_once_and_answers_go_on_while_it_drains(
 
 @pytest.mark.parametrize("there", [True, False], ids=["following", "waiting for a bank"])
 def test_a_signal_is_heard_however_seldom_a_replica_looks(stage: Stage, bank: str, tmp_path: Path, there: bool) -> None:
-    flags = (f"--redis={stage.redis_url}", f"--bank={bank if there else stage.new_bank()}", "--poll-interval-s=60")
+    flags = (
+        f"--redis={stage.redis_url}",
+        f"--bank={bank if there else stage.new_bank()}",
+        "--poll-interval-s=60",
+        "--staleness-limit-s=60",
+    )
     with replica(*flags, directory=tmp_path, ready=there) as process:
         time.sleep(0.5)
         process.send(signal.SIGTERM)
