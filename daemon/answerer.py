@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from supsup_online.answering import Answer, Inquiry, answer, answer_told
-from supsup_online.errors import BadBatchError, SupsupError
+from supsup_online.errors import BadBatchError, NothingLearntError, SupsupError
 from supsup_online.snapshot import Snapshot
 
 _STOP_S: Final = 10.0
@@ -33,10 +33,6 @@ class BusyError(SupsupError):
 
 class ClosedError(SupsupError):
     """This replica is about to end."""
-
-
-class NotReadyError(SupsupError):
-    """There is nothing to answer with yet."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -201,8 +197,8 @@ class Answerer:
 
     def _pass(self, questions: list[Question]) -> list[Answered]:
         snapshot = self.newest()
-        if snapshot is None or not len(snapshot):
-            raise NotReadyError("the bank holds no mask yet: nothing has been learnt, so nothing can be answered")
+        if snapshot is None:
+            raise NothingLearntError
         first = questions[0]
         pieces = [snapshot.network.inputs(question.x) for question in questions]
         x = pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -33,12 +33,12 @@ from starlette.types import ASGIApp
 
 from daemon import inference_protocol as protocol
 from daemon import openapi, overview
-from daemon.answerer import Answered, BusyError, ClosedError, NotReadyError, Question
+from daemon.answerer import Answered, BusyError, ClosedError, Question
 from daemon.http import guarded, uncached
 from daemon.inference_protocol import RequestError, RequestLimits
 from daemon.replica import Replica
 from supsup_online import __version__
-from supsup_online.errors import BadBatchError, SpecError
+from supsup_online.errors import BadBatchError, NothingLearntError, SpecError
 from supsup_online.scenarios import pixel_order
 from supsup_online.snapshot import Snapshot
 
@@ -181,7 +181,7 @@ class _Application:
         question = Question(wanted.x, wanted.inquiry, wanted.tasks, wanted.stream)
         try:
             answered = await self._answered(self._replica.answerer.ask(question))
-        except (BusyError, NotReadyError, ClosedError) as error:
+        except (BusyError, NothingLearntError, ClosedError) as error:
             return self._unable(str(error))
         except (BadBatchError, SpecError) as error:
             raise RequestError(str(error)) from error

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supsup_online import allocation, inference
-from supsup_online.errors import BadBatchError, SupsupError
+from supsup_online.errors import BadBatchError, NothingLearntError
 from supsup_online.many_masks import exact_logits
 from supsup_online.predictor import Scope, Slots, best_fit
 from supsup_online.snapshot import Snapshot
@@ -92,7 +92,7 @@ def answer(snapshot: Snapshot, x: Tensor, inquiry: Inquiry, last: int | None = N
         last: the mask that answered this stream before, tried first; one that is gone is ignored.
 
     Raises:
-        SupsupError: the bank holds no mask yet.
+        NothingLearntError: the bank holds no mask yet.
         SpecError: objective G without superfluous neurons.
     """
     _require_masks(snapshot)
@@ -110,7 +110,7 @@ def answer_told(snapshot: Snapshot, x: Tensor, tasks: NDArray[np.int64], inquiry
     """Answer under masks that are told, one id a row (GG of the paper).
 
     Raises:
-        SupsupError: the bank holds no mask yet.
+        NothingLearntError: the bank holds no mask yet.
         BadBatchError: this version has no such mask.
     """
     _require_masks(snapshot)
@@ -122,7 +122,7 @@ def answer_told(snapshot: Snapshot, x: Tensor, tasks: NDArray[np.int64], inquiry
 
 def _require_masks(snapshot: Snapshot) -> None:
     if not len(snapshot):
-        raise SupsupError("the bank holds no mask yet: nothing has been learnt, so nothing can be answered")
+        raise NothingLearntError
 
 
 def _inferred(snapshot: Snapshot, x: Tensor, inquiry: Inquiry) -> Answer:

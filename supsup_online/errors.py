@@ -4,7 +4,8 @@ SupsupError
 ├── BadBatchError    this batch can never be used: put it aside, go on with the next
 ├── CodecError       stored bytes are not what they claim to be: stop, nothing was changed
 ├── SpecError        settings contradict each other or the bank: stop, mend the settings
-└── DataError        a data set is missing or damaged: stop, mend the files
+├── DataError        a data set is missing or damaged: stop, mend the files
+└── NothingLearntError  there is no mask to answer with: ask again later
 """
 
 
@@ -30,3 +31,10 @@ class SpecError(SupsupError):
 
 class DataError(SupsupError):
     """A data set that is missing, unreadable or fails its checksum."""
+
+
+class NothingLearntError(SupsupError):
+    """There is no mask yet to answer with."""
+
+    def __init__(self) -> None:
+        super().__init__("the bank holds no mask yet: nothing has been learnt, so nothing can be answered")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supsup_online.bitpack import Masks
-from supsup_online.errors import SupsupError
+from supsup_online.errors import NothingLearntError
 from supsup_online.inference import entropy, misfit
 from supsup_online.many_masks import exact_logits
 from supsup_online.network import Network
@@ -47,10 +47,10 @@ def predict(network: Network, mask_ids: Sequence[int], masks: Masks, x: Tensor, 
         scope: `sample` lets every row have its own task, `batch` gives all rows one task.
 
     Raises:
-        SupsupError: there is no mask to answer with.
+        NothingLearntError: there is no mask to answer with.
     """
     if not len(mask_ids):
-        raise SupsupError("the bank holds no mask yet: nothing has been learnt, so nothing can be answered")
+        raise NothingLearntError
     places, logits = best_fit(network, masks, x, scope)
     classes = network.spec.classes
     return Prediction(

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from daemon.answerer import Answered, Answerer, BusyError, ClosedError, NotReadyError, Question
+from daemon.answerer import Answered, Answerer, BusyError, ClosedError, Question
 from supsup_online.answering import Inquiry, answer, answer_told
-from supsup_online.errors import BadBatchError, SpecError
+from supsup_online.errors import BadBatchError, NothingLearntError, SpecError
 from supsup_online.snapshot import Shelf, Snapshot
 from unit import tiny
 
@@ -211,7 +211,7 @@ def test_an_unexpected_error_reaches_who_asked_and_the_thread_lives_on(desk: Des
 @pytest.mark.parametrize("bank", [None, Shelf(NET).empty()], ids=["no bank", "no mask"])
 def test_without_a_mask_there_is_nothing_to_answer_with(bank: Snapshot | None) -> None:
     (future,) = asked_together(Desk(bank), question())
-    with pytest.raises(NotReadyError, match="nothing has been learnt"):
+    with pytest.raises(NothingLearntError, match="nothing has been learnt"):
         future.result(PATIENCE_S)
 
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from daemon.settings import Settings
 from supsup_online import allocation, inference
-from supsup_online.answering import Answer, Inquiry, answer, answer_told
+from supsup_online.answering import MARGIN, Answer, Inquiry, answer, answer_told
+from supsup_online.decide import RuleSettings
 from supsup_online.errors import BadBatchError, SpecError, SupsupError
 from supsup_online.predictor import predict
 from supsup_online.snapshot import Shelf, Snapshot
@@ -212,3 +214,7 @@ def test_some_rows_of_an_answer_are_an_answer() -> None:
     part = whole.rows(5, 9)
     np.testing.assert_array_equal(part.probabilities, whole.probabilities[5:9])
     assert (part.mask_ids.tolist(), part.inferred) == (whole.mask_ids[5:9].tolist(), 4)
+
+
+def test_novel_is_what_the_exact_rule_and_the_settings_call_so() -> None:
+    assert MARGIN == RuleSettings().familiar == Settings().novel_margin
