@@ -16,10 +16,11 @@ from typing import Final, TypeVar
 import stamina
 import structlog
 
+from daemon.answers import Answers
 from daemon.checkpoint import Checkpointer
 from daemon.errors import PoisonedError, UnavailableError
 from daemon.records import Log, Partition, Position, Record
-from daemon.side_topics import KEPT_OF_OVERSIZED, Headers, SideTopics
+from daemon.side_topics import DEAD_LETTER, KEPT_OF_OVERSIZED, OVERFLOW, Headers, SideTopics
 from daemon.telemetry import Telemetry
 from supsup_online import wire
 from supsup_online.errors import BadBatchError
@@ -30,7 +31,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-DEAD_LETTER, OVERFLOW, PREDICTIONS = ".dlq", ".overflow", ".predictions"
 _KEY_BYTES: Final = 1024
 _HEADER_BYTES: Final = 65_536
 _LONGEST_PAUSE_S: Final = 5.0
@@ -76,7 +76,8 @@ class Applier:
 
     Attributes:
         learner: what is trained.
-        side: records out.
+        side: dead letters and overflow out.
+        answers: answers out.
         checkpoint: what makes it last.
         patience_s: for how long Kafka or Redis may be away before a commit is given up.
         max_bytes: longest record value that is kept whole as a dead letter.
@@ -88,6 +89,7 @@ class Applier:
 
     learner: OnlineLearner
     side: SideTopics
+    answers: Answers
     checkpoint: Checkpointer
     patience_s: float
     max_bytes: int
@@ -207,8 +209,8 @@ class Applier:
             self.side.send(record.partition.topic + OVERFLOW, record.key, record.value, self._origin(record, keep=True))
         elif not result.trained:
             answer = {"task": result.mask_id, "labels": result.predictions.tolist(), "entropy": result.entropy}
-            body = json.dumps(answer).encode()
-            self.side.send(record.partition.topic + PREDICTIONS, record.key, body, self._origin(record))
+            body, mark = json.dumps(answer).encode(), self.checkpoint.positions[record.partition].answers
+            self._patiently(lambda: self.answers.send(record, body, self._origin(record), mark))
 
     def _dead_letter(self, record: Record, error: BadBatchError) -> None:
         size = len(record.value or b"")

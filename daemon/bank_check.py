@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from daemon.checkpoint import STREAM_FIELD, stream_fields
+from daemon.checkpoint import ANSWERS_FIELD, STREAM_FIELD, stream_fields
+from daemon.records import AnswerMark
 from daemon.redis_keys import BANK_NAME
 from supsup_online import codec, models
 from supsup_online.bank_file import MAX_NUMBER, decode_fields, mask_ids
@@ -151,6 +152,8 @@ class BankCheck:
                     raise CodecError(f"{name[:100]} is longer than {_MOST_STREAM_BYTES} characters")
                 stream_fields(value)
                 self._streams += 1
+            elif name == ANSWERS_FIELD:
+                AnswerMark.from_text(value)
             elif name not in ("offset", "log"):
                 raise CodecError(f"unknown field {name[:100]!r}")
 

@@ -1,7 +1,7 @@
 """The one composition root: settings in, a running trainer out. Clients are built here and nowhere else."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
@@ -10,7 +10,8 @@ import torch
 from prometheus_client import disable_created_metrics
 
 from daemon import connections, kafka_client, kafka_rights, redis_client, redis_store
-from daemon.apply import DEAD_LETTER, OVERFLOW, PREDICTIONS, Applier
+from daemon.answers import Answers
+from daemon.apply import Applier
 from daemon.checkpoint import COUNTERS, Checkpointer
 from daemon.embedded import EmbeddedServers
 from daemon.errors import ConfigError, FencedError, RewoundError
@@ -20,8 +21,9 @@ from daemon.kafka_client import kafka_settings
 from daemon.lease import Lease, LeaseKeeper, new_owner
 from daemon.loop import StopRequest, TrainerLoop
 from daemon.metrics import TrainerMetrics
+from daemon.records import AnswerMark, Partition
 from daemon.settings import Settings
-from daemon.side_topics import SideTopics
+from daemon.side_topics import DEAD_LETTER, OVERFLOW, PREDICTIONS, SideTopics
 from daemon.source_process import SourceProcess
 from daemon.standby import Standby
 from daemon.systemd import Notifier
@@ -150,7 +152,7 @@ def take_over(
     if settings.create_topics:
         kafka_client.create_topics(kafka, [*kafka.topics, *sides])
     if kafka.security:
-        kafka_rights.require(kafka, sides)
+        kafka_rights.require(kafka, sides, [topic + PREDICTIONS for topic in kafka.topics])
     client = redis_client.connect(
         settings.redis,
         timeout_s=settings.connect_timeout_s,
@@ -168,12 +170,18 @@ def take_over(
     source = SourceProcess(settings)  # starts while the bank is loaded
     stack.callback(source.close)
     store.begin(term, learner.network)
-    side = SideTopics(kafka)
+    side, answers = SideTopics(kafka), Answers(kafka, settings.bank)
     stack.callback(side.close)
+    stack.callback(answers.close)
+
+    def sent() -> Mapping[Partition, AnswerMark]:
+        side.wait()
+        return answers.wait()
+
     checkpoint = Checkpointer(
         store=store,
         learner=learner,
-        before_commit=side.wait,
+        before_commit=sent,
         every=settings.commit_every,
         interval_s=settings.commit_interval_s,
         new_log_is_fine=settings.embedded,
@@ -185,6 +193,7 @@ def take_over(
         applier=Applier(
             learner=learner,
             side=side,
+            answers=answers,
             checkpoint=checkpoint,
             patience_s=settings.patience_s,
             max_bytes=settings.max_record_bytes,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from daemon.errors import LostGroundError
-from daemon.records import Log, Partition, Position
+from daemon.records import AnswerMark, Log, Partition, Position
 from daemon.redis_replies import reading
 from daemon.redis_store import CommitPlan, RedisStore
 from supsup_online import codec
@@ -22,6 +22,7 @@ from supsup_online.learner_state import StreamState
 from supsup_online.types import Decision
 
 STREAM_FIELD: Final = "stream:"
+ANSWERS_FIELD: Final = "answers"
 COUNTERS: Final = (
     "records",
     "batches",
@@ -52,7 +53,8 @@ class Checkpointer:
     Attributes:
         store: where to.
         learner: whose changes.
-        before_commit: waits until the broker has acknowledged what was sent to side topics.
+        before_commit: waits until the broker has acknowledged what was sent to side topics; says how far the answers
+            have come.
         every: records after which a commit is due.
         interval_s: seconds after which one is due, if there is anything to commit.
         new_log_is_fine: a log with another id is read from its start; else it is an error. True for the embedded
@@ -64,7 +66,7 @@ class Checkpointer:
 
     store: RedisStore
     learner: OnlineLearner
-    before_commit: Callable[[], None]
+    before_commit: Callable[[], Mapping[Partition, AnswerMark]]
     every: int
     interval_s: float
     new_log_is_fine: bool = False
@@ -136,7 +138,8 @@ class Checkpointer:
         """
         if self.empty:
             return None
-        self.before_commit()
+        for partition, mark in self.before_commit().items():
+            self.positions[partition].answers = mark
         # The same records give the same id: a commit that is tried again is recognised, not repeated.
         version = self.store.commit(self._plan(), commit_id=self.store.term.commit_id(self.totals["records"]))
         self.learner.committed()
@@ -181,7 +184,10 @@ class Checkpointer:
         for partition in sorted(self._touched):
             position = self.positions[partition]
             key = self.store.keys.progress(partition.topic, partition.number)
-            plan.hset(key, {"offset": position.offset, "log": position.log})
+            fields: dict[str, str | int] = {"offset": position.offset, "log": position.log}
+            if position.answers is not None:
+                fields[ANSWERS_FIELD] = position.answers.to_text()
+            plan.hset(key, fields)
 
     def _add_streams(self, plan: CommitPlan) -> None:
         for name in sorted(self.learner.changes.streams & self._homes.keys()):
@@ -207,13 +213,15 @@ class Checkpointer:
             LostGroundError: the records between the stored position and `start` are gone, or the log is another one.
             BankMismatchError: the stored progress is damaged.
         """
-        offset = log.start
+        offset, answers = log.start, None
         # A person who sets a position need not know the log's id.
         same = not stored or stored.get("log", log.identity) == log.identity
         with reading(self._progress_key(partition)):
             self._take_over_streams(partition, stored)
             if stored and same:
                 offset = int(stored["offset"])
+            if ANSWERS_FIELD in stored:
+                answers = AnswerMark.from_text(stored[ANSWERS_FIELD])
         if not same and not self.new_log_is_fine:
             raise LostGroundError(_OTHER_LOG.format(partition=partition, key=self._progress_key(partition)))
         if offset < log.start:
@@ -226,7 +234,7 @@ class Checkpointer:
                     key=self._progress_key(partition),
                 )
             )
-        self.positions[partition] = Position(offset, log.identity)
+        self.positions[partition] = Position(offset, log.identity, answers)
         return offset
 
     def _take_over_streams(self, partition: Partition, stored: Mapping[str, str]) -> None:

@@ -18,11 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon import connections, options
-from daemon.dead_letters import DeadLetter, DeadLetters, TopicReader
+from daemon.dead_letters import DeadLetter, DeadLetters
 from daemon.errors import ConfigError, StopError
 from daemon.kafka_client import KafkaSettings, kafka_settings
 from daemon.preview import hexdump, printable, readable
 from daemon.replay import Ledger, Outcome, Replay
+from daemon.topic_reader import TopicReader
 from supsup_online import wire
 from supsup_online.errors import BadBatchError
 

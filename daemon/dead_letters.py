@@ -1,26 +1,24 @@
 """Dead letters as they lie in `<topic>.dlq`: read from start to end, or one by its place.
 
 Whatever a letter holds is untrusted: the record in it was bad enough to be put aside. Headers may be missing, doubled
-or no text; nothing here fails for that. Reading joins no group and commits nothing, so it disturbs nobody.
+or no text; nothing here fails for that.
 """
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-from kafka import KafkaConsumer, TopicPartition
-
-from daemon.errors import ConfigError, UnavailableError
-from daemon.kafka_client import POLL_LIMIT_S, KafkaSettings, answering, reachable
+from daemon.errors import ConfigError
+from daemon.kafka_client import KafkaSettings
+from daemon.records import whole
+from daemon.topic_reader import TopicReader
 
 SUFFIX: Final = ".dlq"
 REPLAYED_FROM: Final = "replayed-from"
 
 # The trainer writes these behind a record's own headers, this one first.
 _FIRST_NOTE: Final = "source-topic"
-_POLL_RECORDS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +73,13 @@ class DeadLetter:
     @property
     def failed_ms(self) -> int:
         """When it was put aside, milliseconds since the epoch."""
-        noted = _whole(self.notes.get("failed-at"))
+        noted = whole(self.notes.get("failed-at"))
         return self.timestamp_ms if noted is None else noted
 
     @property
     def source_partition(self) -> int | None:
         """The partition it was read from; None where that is not noted."""
-        return _whole(self.notes.get("source-partition"))
+        return whole(self.notes.get("source-partition"))
 
     @property
     def origin(self) -> tuple[bytes | None, ...] | None:
@@ -97,95 +95,12 @@ class DeadLetter:
         """Bytes its value had, where only the beginning was kept; else None."""
         if "truncated-from" not in self.notes:
             return None
-        return _whole(self.notes["truncated-from"]) or 0
+        return whole(self.notes["truncated-from"]) or 0
 
     @property
     def replayed_from(self) -> bytes | None:
         """Place of the dead letter this record had been replayed from: it has failed again."""
         return dict(self.own).get(REPLAYED_FROM)
-
-
-def _whole(text: bytes | None) -> int | None:
-    """A number of at most 18 digits; None for anything else."""
-    return int(text) if text is not None and len(text) <= 18 and text.isdigit() else None
-
-
-class TopicReader:
-    """Reads a topic as far as it goes when it is asked; a context manager."""
-
-    def __init__(self, settings: KafkaSettings, topic: str) -> None:
-        self.topic = topic
-        self._patience_s = max(settings.connect_timeout_s, 2 * POLL_LIMIT_S)
-        with reachable(settings):
-            self._consumer = KafkaConsumer(
-                **settings.client,
-                bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000),
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                max_poll_records=_POLL_RECORDS,
-                receive_message_max_bytes=2**31 - 1,  # letters may be as large as the records were
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._consumer.close(autocommit=False)
-
-    def partitions(self) -> list[int]:
-        """Its partitions; empty where there is no such topic, which is not created by asking."""
-        with answering():
-            exists = self.topic in self._consumer.topics()
-            return sorted(self._consumer.partitions_for_topic(self.topic) or ()) if exists else []
-
-    def records(self) -> Iterator[Any]:
-        """All records up to the end of each partition as it is now, in order within a partition.
-
-        Raises:
-            UnavailableError: the broker is away or does not answer.
-        """
-        with answering():
-            yield from self._up_to_the_end([TopicPartition(self.topic, number) for number in self.partitions()])
-
-    def record(self, partition: int, offset: int) -> Any | None:
-        """The record at a place; None where there is none.
-
-        Raises:
-            UnavailableError: the broker is away or does not answer.
-        """
-        where = TopicPartition(self.topic, partition)
-        if partition not in self.partitions():
-            return None
-        with answering():
-            if offset < self._consumer.beginning_offsets([where])[where]:
-                return None
-            first = next(self._up_to_the_end([where], start=offset), None)
-        return first if first is not None and first.offset == offset else None
-
-    def _up_to_the_end(self, partitions: Iterable[TopicPartition], start: int | None = None) -> Iterator[Any]:
-        places = list(partitions)
-        begin, end = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
-        # Only whether a partition is empty: after a large batch the embedded broker says that it ends too early.
-        pending = {place for place in places if end[place] > begin[place]}
-        self._consumer.assign(sorted(pending))
-        for place in pending:
-            self._consumer.seek(place, begin[place] if start is None else start)
-        ends: dict[TopicPartition, int] = {}
-        heard = time.monotonic()
-        while pending:
-            fetched = self._consumer.poll(timeout_ms=int(POLL_LIMIT_S * 1000))
-            for place in pending - ends.keys():
-                if (found := self._consumer.highwater(place)) is not None:
-                    ends[place] = found
-            for place, records in fetched.items():
-                yield from (record for record in records if record.offset < ends[place])
-            done = {place for place in pending & ends.keys() if self._consumer.position(place) >= ends[place]}
-            self._consumer.pause(*done)
-            heard = time.monotonic() if fetched or done else heard
-            if time.monotonic() - heard > self._patience_s:
-                raise UnavailableError(f"Kafka sends nothing of {self.topic}, though there is more to read")
-            pending -= done
 
 
 class DeadLetters:

@@ -21,12 +21,12 @@ import structlog
 
 from daemon import kafka_client, publisher, redis_client
 from daemon._directory_lock import DirectoryLock
-from daemon.apply import DEAD_LETTER, OVERFLOW, PREDICTIONS
 from daemon.embedded import EmbeddedServers
 from daemon.errors import StopError
 from daemon.kafka_client import kafka_settings
 from daemon.redis_store import BankReader, EventTail
 from daemon.settings import Settings
+from daemon.side_topics import DEAD_LETTER, OVERFLOW, PREDICTIONS
 from supsup_online import scoring
 from supsup_online.predictor import predict
 from supsup_online.scenarios import Scenario, ScheduledBatch
@@ -221,7 +221,7 @@ class DemoRun:
         stacked = np.stack([bank[mask_id] for mask_id in ids])
         reports = []
         for task in sorted(set(tasks)):
-            x, y = (part[:_TEST_ROWS] for part in self.scenario.test_set(task))
+            x, y = held_out(self.scenario, task)
             answer = predict(network, ids, stacked, network.inputs(x))
             mask_id = scoring.main_mask(task, tasks, masks)
             reports.append(
@@ -256,6 +256,12 @@ class DemoRun:
             ],
             "dataset": self.scenario.dataset.source,
         }
+
+
+def held_out(scenario: Scenario, task: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of a task that its report is made of."""
+    x, y = scenario.test_set(task)
+    return x[:_TEST_ROWS], y[:_TEST_ROWS]
 
 
 def owners_of(events: list[Event]) -> dict[int, int]:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from daemon.apply import DEAD_LETTER, OVERFLOW, PREDICTIONS
 from daemon.doctor_topics import check_sides, check_source
 from daemon.findings import Finding, duration, note, ok, problem, several, warning
 from daemon.kafka_facts import KafkaFacts, PartitionFacts, StoredPosition
 from daemon.settings import Settings
+from daemon.side_topics import DEAD_LETTER, OVERFLOW, PREDICTIONS
 
 SIDES: Final = (DEAD_LETTER, OVERFLOW, PREDICTIONS)
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from daemon.apply import DEAD_LETTER, OVERFLOW
 from daemon.findings import Finding, duration, note, ok, problem, several, size, warning
 from daemon.kafka_facts import KafkaFacts, TopicFacts
 from daemon.settings import Settings
+from daemon.side_topics import DEAD_LETTER, OVERFLOW, PREDICTIONS
 
 _COMFORTABLE_S: Final = 86_400.0  # a retention of a day lets somebody sleep through an outage
 _ALTER: Final = "kafka-configs --alter --entity-type topics --entity-name {topic} --add-config {change}"
@@ -57,7 +57,8 @@ def check_sides(settings: Settings, facts: KafkaFacts, source: str, sides: Itera
         if topic.failure:
             yield _undescribed(topic)
             continue
-        yield from _denied(topic, {"WRITE", "DESCRIBE"})
+        # Answers are read back, to see which are there already.
+        yield from _denied(topic, {"WRITE", "DESCRIBE"} | ({"READ"} if name.endswith(PREDICTIONS) else set()))
         yield from _replicas(facts, topic)
         if topic.configs:
             yield from _compaction(topic, topic.configs, "records without a key are refused, and the trainer stops")
@@ -104,7 +105,7 @@ def _undescribed(topic: TopicFacts) -> Finding:
     return problem(
         "topic.rights",
         f"{topic.name}: the broker does not describe it ({topic.failure})",
-        "allow DESCRIBE, READ (its side topics: WRITE) to this user, or bring its brokers back",
+        "allow DESCRIBE, READ (its side topics: WRITE, .predictions: both) to this user, or bring its brokers back",
     )
 
 

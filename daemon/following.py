@@ -116,6 +116,7 @@ class Follower:
             if moved is None:
                 if self._known is not None:
                     log.warning("bank.read_again", bank=self.reader.keys.bank, version=self.snapshot.version)
+                self._told, self.decisions = "", ()  # they may be those of commits that were lost
                 self._newest = ""
                 moved = self._follow(self._beforehand(), whole=True)
             if moved is None:

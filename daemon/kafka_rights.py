@@ -5,7 +5,7 @@ never be read. And a side topic that must not be written to is better found out 
 """
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from kafka import KafkaAdminClient
 
@@ -16,14 +16,20 @@ from daemon.refusals import RIGHTS_PAGE
 _AUTHORIZATION_FAILED: Final = 29
 
 
-def require(settings: KafkaSettings, sides: Iterable[str]) -> None:
-    """See that we may read our topics and write to the side topics; those that do not exist are passed over.
+def require(settings: KafkaSettings, sides: Iterable[str], read_again: Iterable[str]) -> None:
+    """See that we may do what we have to with our topics; those that do not exist are passed over.
+
+    Args:
+        settings: whose topics are read.
+        sides: topics that are written to.
+        read_again: those of them that are read, too, to see what is there.
 
     Raises:
         DeniedError: we may not; each topic is named.
         UnavailableError: the broker is away.
     """
-    wanted = dict.fromkeys(settings.topics, "READ") | dict.fromkeys(sides, "WRITE")
+    wanted = {topic: {"READ"} for topic in settings.topics} | {topic: {"WRITE"} for topic in sides}
+    wanted |= {topic: {"READ", "WRITE"} for topic in read_again}
     with reachable(settings):
         admin = KafkaAdminClient(**settings.client, bootstrap_timeout_ms=int(settings.connect_timeout_s * 1000))
     try:
@@ -32,11 +38,16 @@ def require(settings: KafkaSettings, sides: Iterable[str]) -> None:
     finally:
         admin.close()
     refused = [
-        f"{wanted[topic['name']].lower()} {topic['name']}"
+        f"{right.lower()} {topic['name']}"
         for topic in sorted(topics, key=lambda topic: topic["name"])
-        if topic["error_code"] == _AUTHORIZATION_FAILED
-        # A broker too old to say leaves this out.
-        or (topic["authorized_operations"] is not None and wanted[topic["name"]] not in topic["authorized_operations"])
+        for right in sorted(wanted[topic["name"]] - _granted(topic, wanted[topic["name"]]))
     ]
     if refused:
         raise DeniedError(f"Kafka forbids us to {', to '.join(refused)}: see {RIGHTS_PAGE} for the rights")
+
+
+def _granted(topic: dict[str, Any], asked: set[str]) -> set[str]:
+    if topic["error_code"] == _AUTHORIZATION_FAILED:
+        return set()
+    told = topic["authorized_operations"]
+    return asked if told is None else set(told)  # a broker too old to say leaves it out

@@ -1,4 +1,4 @@
-"""The replica's addresses as an OpenAPI 3.1 document."""
+"""The replica's addresses as an OpenAPI 3.1 document; `page/docs.js` shows it to people."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def document(bank: str, snapshot: Snapshot | None) -> dict[str, Any]:
             "description": "Open Inference Protocol v2. The model is the bank, its version the bank's version. "
             "The JSON of a request may be followed by binary tensors (Triton's binary tensor extension).",
         },
-        "paths": _paths(bank, shape),
+        "paths": _paths(bank, shape, snapshot),
         "components": {
             "schemas": _schemas(shape),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -29,16 +29,19 @@ def document(bank: str, snapshot: Snapshot | None) -> dict[str, Any]:
     }
 
 
-def _paths(bank: str, shape: list[int]) -> dict[str, Any]:
+def _paths(bank: str, shape: list[int], snapshot: Snapshot | None) -> dict[str, Any]:
     named = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "enum": [bank]}}
-    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9]+$"}}
+    number = {"type": "string", "pattern": "^[0-9]+$"}
+    if snapshot is not None:
+        number["default"] = str(snapshot.version)
+    version = {"name": "version", "in": "path", "required": True, "schema": number}
     paths: dict[str, Any] = {
         "/v2": _get("The server", "ServerMetadata"),
         "/v2/health/live": _get("Whether this process answers", "Object", public=True),
         "/v2/health/ready": _get("Whether this replica should get requests", "Readiness", 503, public=True),
         "/metrics": _get("Metrics in Prometheus' text format", None),
         "/openapi.json": _get("This document", "Object"),
-        "/overview": _get("What the page shows", "Object"),
+        "/overview": _get("What the page at / shows", "Object"),
         "/permutation": _get(
             "The order of pixels in a task of the permuted scenario",
             "Object",
@@ -62,15 +65,13 @@ def _numbers(*names: str) -> list[dict[str, Any]]:
 def _get(
     summary: str, schema: str | None, *errors: int, parameters: list[dict[str, Any]] | None = None, public: bool = False
 ) -> dict[str, Any]:
-    kind = "text/plain" if schema is None else "application/json"
-    content = {kind: {"schema": {"type": "string"} if schema is None else _ref(schema)}}
-    responses = {"200": {"description": "As asked.", "content": content}}
+    responses = {"200": _text("As asked.") if schema is None else _response(200, "As asked.", schema)}
     for status in errors:
         # A readiness that says no has a body of its own kind.
-        body = schema if schema == "Readiness" and status == 503 else "Error"
-        responses[str(status)] = _response(_ERRORS[status], body or "Error")
+        kind = "Readiness" if schema == "Readiness" and status == 503 else "Error"
+        responses[str(status)] = _response(status, _ERRORS[status], kind)
     if not public:
-        responses["401"] = {"description": _ERRORS[401], "content": {"text/plain": {"schema": {"type": "string"}}}}
+        responses["401"] = _text(_ERRORS[401])
     operation: dict[str, Any] = {"summary": summary, "responses": responses}
     if parameters:
         operation["parameters"] = parameters
@@ -91,14 +92,43 @@ _ERRORS = {
 }
 
 
+_EXAMPLES: dict[tuple[str, int], Any] = {  # by schema and status
+    ("ServerMetadata", 200): {"name": "supsup-daemon", "version": __version__, "extensions": ["binary_tensor_data"]},
+    ("Readiness", 200): {"ready": True, "reasons": {}},
+    ("Readiness", 503): {"ready": False, "reasons": {"stopping": "this replica was asked to stop"}},
+    ("ModelMetadata", 200): {
+        "name": "digits",
+        "versions": ["40"],
+        "platform": "supsup",
+        "inputs": [{"name": "x", "datatype": "UINT8", "shape": [-1, 28, 28]}],
+        "outputs": [{"name": "label", "datatype": "INT64", "shape": [-1]}],
+    },
+    ("InferenceResponse", 200): {
+        "model_name": "digits",
+        "model_version": "40",
+        "parameters": {"inference": "exact", "inferred_rows": 1, "threshold": 0.75},
+        "outputs": [
+            {"name": "label", "datatype": "INT64", "shape": [1], "data": [7]},
+            {"name": "task", "datatype": "INT64", "shape": [1], "data": [3]},
+        ],
+    },
+    ("Error", 404): {"error": "there is no such model; the one here is digits"},
+    ("Error", 408): {"error": "the body did not arrive within 30 s"},
+    ("Error", 413): {"error": "the body has more than 16777216 bytes"},
+    ("Error", 415): {"error": "a compressed body is not read here: send it as it is"},
+    ("Error", 503): {"error": "there is no bank 'digits' yet: a trainer creates it"},
+    ("Error", 504): {"error": "no answer within 30 s: ask for less, or try again"},
+}
+
+
 def _infer(parameters: list[dict[str, Any]], shape: list[int]) -> dict[str, Any]:
-    responses: dict[str, Any] = {
-        str(status): _response(text, "Error") for status, text in _ERRORS.items() if status != 401
+    responses = {str(status): _response(status, text, "Error") for status, text in _ERRORS.items()}
+    responses["200"] = _response(200, "The answers, of one bank version.", "InferenceResponse")
+    responses["200"]["content"]["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    responses["400"]["content"]["application/json"]["example"] = {
+        "error": "parameter inference is 'guess': choose exact, one-shot, binary"
     }
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    answer = {"application/json": {"schema": _ref("InferenceResponse")}, "application/octet-stream": binary}
-    responses["200"] = {"description": "The answers, of one bank version.", "content": answer}
-    responses["401"] = {"description": _ERRORS[401], "content": {"text/plain": {"schema": {"type": "string"}}}}
+    responses["401"] = _text(_ERRORS[401])
     size = 1
     for dimension in shape:
         size *= dimension
@@ -114,8 +144,15 @@ def _infer(parameters: list[dict[str, Any]], shape: list[int]) -> dict[str, Any]
     }
 
 
-def _response(text: str, schema: str) -> dict[str, Any]:
-    return {"description": text, "content": {"application/json": {"schema": _ref(schema)}}}
+def _response(status: int, text: str, schema: str) -> dict[str, Any]:
+    body: dict[str, Any] = {"schema": _ref(schema)}
+    if (example := _EXAMPLES.get((schema, status))) is not None:
+        body["example"] = example
+    return {"description": text, "content": {"application/json": body}}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"description": text, "content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 def _ref(schema: str) -> dict[str, str]:
@@ -182,7 +219,16 @@ def _schemas(shape: list[int]) -> dict[str, Any]:
             parameters={"type": "object"},
             outputs={
                 "type": "array",
-                "items": _object(["name", "datatype", "shape"], name=text, datatype=text, shape=numbers),
+                "items": _object(
+                    ["name", "datatype", "shape"],
+                    name=text,
+                    datatype=text,
+                    shape=numbers,
+                    data={
+                        "type": "array",
+                        "description": "values, flat in row-major order; absent where they are binary",
+                    },
+                ),
             },
         ),
     }

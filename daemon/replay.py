@@ -27,9 +27,10 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError, TopicAlreadyExistsError
 
-from daemon.dead_letters import REPLAYED_FROM, DeadLetter, TopicReader
+from daemon.dead_letters import REPLAYED_FROM, DeadLetter
 from daemon.errors import StopError
 from daemon.kafka_client import KafkaSettings, answering, log_id, reachable
+from daemon.topic_reader import TopicReader
 
 LEDGER_SUFFIX: Final = ".replayed"
 CHUNK: Final = 100  # letters between two entries of the ledger

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from daemon.answerer import Answered, Answerer, Question
-from daemon.errors import AnotherBankError, StopError
+from daemon.errors import AnotherBankError, StopError, UnavailableError
 from daemon.following import Follower
 from daemon.redis_replies import answering
 from daemon.redis_store import BankReader
@@ -87,6 +87,7 @@ class Replica:
     stopping: bool = False
     asked_to_stop: Callable[[], bool] = lambda: False
     _trouble: str = ""
+    _reached: bool = False
 
     def __post_init__(self) -> None:
         self.answerer = Answerer(
@@ -137,7 +138,8 @@ class Replica:
         """Follow the bank until stopped. While Redis is away the version at hand goes on answering.
 
         Raises:
-            StopError: the bank cannot be had at all, or another one has taken its name.
+            StopError: Redis has never answered, what it holds makes no sense from the start, or another bank has
+                taken the name.
         """
         pause_s = self.settings.poll_interval_s
         while not stopped():
@@ -146,7 +148,7 @@ class Replica:
             except AnotherBankError:
                 raise
             except StopError as error:
-                if self.follower is None:
+                if self.follower is None and not (self._reached and isinstance(error, UnavailableError)):
                     raise
                 self._tell_of(error)
                 _pause(pause_s, stopped)
@@ -174,6 +176,7 @@ class Replica:
         """The bank, if there is one by now; its weights are proved before anybody sees it."""
         with answering():
             there = self.reader.spec_text()
+        self._reached = True
         if not there:
             _pause(self.settings.poll_interval_s, stopped)
             return

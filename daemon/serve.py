@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import structlog
 import torch
@@ -10,7 +10,7 @@ from prometheus_client import disable_created_metrics
 
 from daemon import connections, redis_client
 from daemon.bootstrap import stopped_by_signals
-from daemon.errors import ConfigError
+from daemon.errors import AnotherBankError, ConfigError
 from daemon.http import Connections, HttpServer, require_token, token_of
 from daemon.redis_store import BankReader
 from daemon.replica import Replica
@@ -57,10 +57,16 @@ def run_replica(settings: Settings, announce: Callable[[str], None]) -> None:
         )
         log.info("replica.started", version=__version__, bank=settings.bank, host=settings.serve_host, port=server.port)
         announce(f"page and inference at http://{_shown(settings.serve_host)}:{server.port}/")
-        replica.follow(stop.requested)
+        renamed: AnotherBankError | None = None
+        try:
+            replica.follow(stop.requested)
+        except AnotherBankError as error:  # clients still know this one
+            renamed = error
         replica.stopping = True
         log.info("replica.draining", seconds=settings.drain_s)
         _drain(replica, settings.drain_s)
+        if renamed is not None:
+            raise renamed
     log.info("replica.stopped", answered=replica.metrics.counted("answered"))
 
 
@@ -87,7 +93,9 @@ def _drain(replica: Replica, seconds: float) -> None:
     """Go on for a while: load balancers take a moment to hear that this replica is not ready."""
     until = time.monotonic() + seconds
     if seconds:
-        replica.follow(lambda: time.monotonic() >= until)
+        with suppress(AnotherBankError):  # this version goes on answering
+            replica.follow(lambda: time.monotonic() >= until)
+        time.sleep(max(0.0, until - time.monotonic()))
 
 
 def _shown(host: str) -> str:

@@ -1,4 +1,4 @@
-"""What a replica answers over HTTP: the Open Inference Protocol v2, metrics, and a page for people.
+"""What a replica answers over HTTP: the Open Inference Protocol v2, metrics, and pages for people.
 
     GET  /v2                                        the server
     GET  /v2/health/live  /v2/health/ready          200 or 503; for everybody
@@ -7,8 +7,8 @@
     POST /v2/models/BANK[/versions/V]/infer         see `inference_protocol`
     GET  /metrics                                   Prometheus' text format
     GET  /openapi.json                              all this, for programs
-    GET  /  /page.js  /page.css                     the page (files); for everybody, it holds nothing of the bank
-    GET  /overview  /permutation?task=T&seed=S      what the page shows
+    GET  /  /docs  and their files                  pages; for everybody, they hold nothing of the bank
+    GET  /overview  /permutation?task=T&seed=S      what the page at / shows
 
 The model is the bank, its version the bank's. Errors are `{"error": "sentence"}`: 4xx where the request is wrong, 503
 where this replica has nothing to answer with, is about to end or has too much to do, 504 where it was too slow.
@@ -48,12 +48,16 @@ _BODY_S: Final = 30.0  # a body that takes longer to arrive is given up
 _SMALL_BYTES: Final = 65_536
 _PAD_PIXELS: Final = 28 * 28
 _MOST_ORDERS: Final = 100  # of pixels, kept: drawing one takes a millisecond or two
-_PAGE: Final = {
+_PAGES: Final = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
+    "/parts.js": ("parts.js", "text/javascript"),
+    "/docs": ("docs.html", "text/html"),
+    "/docs.js": ("docs.js", "text/javascript"),
+    "/docs.css": ("docs.css", "text/css"),
 }
-OPEN: Final = frozenset({*_PAGE, "/favicon.ico", "/v2/health/live", "/v2/health/ready"})
+OPEN: Final = frozenset({*_PAGES, "/favicon.ico", "/v2/health/live", "/v2/health/ready"})
 _PAGE_HEADERS: Final = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "x-content-type-options": "nosniff",
@@ -87,7 +91,7 @@ def serving_application(replica: Replica, token: str = "") -> ASGIApp:
     }
     routes = [Route(path, uncached(endpoint), methods=["GET"]) for path, endpoint in gets.items()]
     routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()]
-    routes += [Route(path, _file(*what), methods=["GET"]) for path, what in _PAGE.items()]
+    routes += [Route(path, _file(*what), methods=["GET"]) for path, what in _PAGES.items()]
     handlers: Any = {HTTPException: _http_error, RequestError: app.refused, Exception: app.failed}
     starlette = Starlette(routes=routes, exception_handlers=handlers)
     starlette.router.redirect_slashes = False

@@ -150,6 +150,7 @@ class Settings(BaseModel):
         None, gt=0, allow_inf_nan=False, description="Learning rate; empty: the optimiser's default."
     )
     precision: Precision = Field("float32", description="Products of a training step: float32 or bfloat16.")
+    transfer: bool = Field(default=False, description="Start new masks from the mean of those there are.")
     hot_masks: int = Field(8, ge=1, description="Masks whose scores are kept; at least the streams active at a time.")
     max_streams: int = Field(1000, ge=1, description="Streams (record keys) remembered.")
 
@@ -259,6 +260,7 @@ class Settings(BaseModel):
             detector=self.detector,
             optimiser=OptimiserChoice(self.optimiser, self.learning_rate),
             precision=self.precision,
+            transfer=self.transfer,
             over_budget=self.over_budget,
             hot_masks=self.hot_masks,
             max_streams=self.max_streams,

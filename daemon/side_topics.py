@@ -1,4 +1,4 @@
-"""The way out: dead letters, overflow and answers, sent at once and awaited before a commit."""
+"""The way out for dead letters and overflow, sent at once and awaited before a commit; `answers` go by themselves."""
 
 import contextlib
 from collections import deque
@@ -14,6 +14,7 @@ from daemon.kafka_client import KafkaSettings, answering, reachable
 
 log = structlog.get_logger()
 
+DEAD_LETTER, OVERFLOW, PREDICTIONS = ".dlq", ".overflow", ".predictions"
 KEPT_OF_OVERSIZED: Final = 1024  # bytes of a value, or of a header, that is too large to be kept
 _KEPT_HEADERS: Final = 16  # the newest: those that say where a record came from and why
 _TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -34,7 +35,7 @@ class _Outgoing:
 
 
 class SideTopics:
-    """Sends records to dead-letter, overflow and prediction topics and waits for the broker before a commit.
+    """Sends records to dead-letter and overflow topics and waits for the broker before a commit.
 
     A record that came in compressed may be more than the broker takes when it goes out, so it is compressed again.
     """

@@ -10,8 +10,9 @@ Two variants choose the mask:
   gradient passes through abs, that is, it takes the sign of the score.
 * `Threshold`: every edge whose score is >= 0 (the paper's MNIST experiments).
 
-Scores come from a seed (`initial_scores`: Kaiming uniform with a = sqrt 5, so uniform on +-1/sqrt(fan_in)), or from
-the bits of a mask that was learnt before (`rekindled_scores`).
+Scores come from a seed (`initial_scores`: Kaiming uniform with a = sqrt 5, so uniform on +-1/sqrt(fan_in)), from the
+mean of the masks learnt so far (`transferred_scores`), or from the bits of a mask that was learnt before
+(`rekindled_scores`).
 """
 
 import math
@@ -39,6 +40,9 @@ class MaskVariant(Protocol):
 
     def rekindle(self, mask: Tensor, unit: Tensor, sign: Tensor, bound: float) -> Tensor:
         """Scores that reproduce `mask`, from uniform draws `unit` in [0, 1) and signs, for a layer's score bound."""
+
+    def transfer(self, mean: Tensor, drawn: Tensor, bound: Tensor, share: float) -> Tensor:
+        """Scores between those of a fresh mask, `drawn`, and the share of masks that keep an edge, `mean`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,10 @@ class TopK:
         """
         return torch.where(mask, bound * (1 + unit), bound * 0.5 * unit) * sign
 
+    def transfer(self, mean: Tensor, drawn: Tensor, bound: Tensor, share: float) -> Tensor:
+        """The larger the share of masks that keep an edge, the larger the magnitude."""
+        return torch.sign(drawn) * (share * bound * mean + (1 - share) * drawn.abs())
+
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
@@ -112,11 +120,26 @@ class Threshold:
         magnitude = bound * (0.25 + 0.75 * unit)
         return torch.where(mask, magnitude, -magnitude)
 
+    def transfer(self, mean: Tensor, drawn: Tensor, bound: Tensor, share: float) -> Tensor:
+        """Above zero what most masks keep, below zero what most drop."""
+        return share * bound * (2 * mean - 1) + (1 - share) * drawn
+
 
 def initial_scores(architecture: Architecture, seed: int, mask_id: int) -> Tensor:
     """Scores of mask `mask_id` before any training: float32 (P,), uniform on +-1/sqrt(fan_in) in each layer."""
     unit = torch.from_numpy(draws.uniforms(seed, draws.Purpose.SCORES, mask_id, architecture.weight_count))
     return (2 * unit - 1) * score_bounds(architecture)
+
+
+def transferred_scores(
+    architecture: Architecture, variant: MaskVariant, drawn: Tensor, mean: Tensor, share: float = 0.5
+) -> Tensor:
+    """Scores float32 (P,) that start from the mean (P,) of the masks so far (the paper's Transfer).
+
+    The paper takes the mean alone. Half of it and half of a fresh mask's own scores (`drawn`) learns faster in the
+    first hundred batches, and edges that equally many masks keep are told apart (benchmarks/transfer.py).
+    """
+    return variant.transfer(mean, drawn, score_bounds(architecture), share)
 
 
 def rekindled_scores(architecture: Architecture, variant: MaskVariant, seed: int, mask_id: int, mask: Bits) -> Tensor:

@@ -55,6 +55,7 @@ class LearnerSettings:
         optimiser: of the scores.
         precision: of the products of a training step; bfloat16 for fully connected layers with signed-constant
             weights on a CPU. Masks are followed in float32 either way.
+        transfer: a new mask starts from the mean of those there are: for tasks that resemble each other.
         over_budget: what to do when a new mask is needed and the budget is spent: leave the batch (`overflow`), or
             evict the mask unused for longest (`evict`).
         hot_masks: masks whose scores are kept; a mask beyond them keeps its bits and is rekindled when it returns.
@@ -67,6 +68,7 @@ class LearnerSettings:
     detector: DetectorName = "page-hinkley"
     optimiser: OptimiserChoice = field(default_factory=OptimiserChoice)
     precision: Precision = "float32"
+    transfer: bool = False
     over_budget: OverBudgetPolicy = "overflow"
     hot_masks: int = 8
     max_streams: int = 1000
@@ -284,7 +286,8 @@ class OnlineLearner:
     # -- masks come and go ------------------------------------------------------------------------------------------
 
     def _allocate(self, verdict: Verdict) -> int:
-        hot = self.trainer.start(self.bank.next_id)
+        mean = self.bank.mean if self.settings.transfer and len(self.bank) else None
+        hot = self.trainer.start(self.bank.next_id, mean)
         mask_id = self.bank.allocate(self.trainer.pack(hot))
         self.stats[mask_id] = MaskStats(ratio=verdict.ratio or 0.0, last_used=self.steps)
         self._keep_hot(mask_id, hot)

@@ -9,12 +9,14 @@ with Adam, against 43 KB for the packed mask.
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from supsup_online.bitpack import Words
-from supsup_online.edge_popup import initial_scores, rekindled_scores
+from supsup_online.edge_popup import initial_scores, rekindled_scores, transferred_scores
 from supsup_online.network import Network
 from supsup_online.optimisers import Optimiser, OptimiserState, new_state
 
@@ -71,9 +73,13 @@ class EdgePopupTrainer:
         self.optimiser = optimiser
         self._weights = network.architecture.split(network.weights)
 
-    def start(self, mask_id: int) -> HotMask:
-        """A fresh mask: scores drawn for this id, nothing learnt."""
-        return self._hot(initial_scores(self.network.architecture, self.network.spec.weight_seed, mask_id))
+    def start(self, mask_id: int, mean: NDArray[np.float32] | None = None) -> HotMask:
+        """A fresh mask: scores drawn for this id; with the mean of the masks so far, float32 (P,), they start there."""
+        net = self.network
+        scores = initial_scores(net.architecture, net.spec.weight_seed, mask_id)
+        if mean is not None:
+            scores = transferred_scores(net.architecture, net.variant, scores, torch.from_numpy(mean))
+        return self._hot(scores)
 
     def rekindle(self, mask_id: int, words: Words) -> HotMask:
         """A learnt mask that was cold, ready to learn on: scores made from its bits, fresh optimiser state."""

@@ -70,7 +70,12 @@ class Stage:
         return {name.removeprefix(prefix): self._value(name) for name in names if name not in by_process}
 
     def _value(self, key: str) -> object:
-        return self.redis.hgetall(key) if self.redis.type(key) == b"hash" else self.redis.get(key)
+        if self.redis.type(key) != b"hash":
+            return self.redis.get(key)
+        fields = self.redis.hgetall(key)
+        if ":progress:" in key:
+            fields.pop(b"answers", None)  # where the answers lie in a topic that other banks may write to
+        return fields
 
     def clear(self) -> None:
         """Take away what was put there, and nothing else."""

@@ -1,7 +1,8 @@
 // The page of a serving replica: what its bank holds, and a pad to draw digits on.
 //
-// Everything the server says is put into the page as text, never as markup: names of streams are whatever producers
-// choose to send. All addresses are relative, so the page also works behind a proxy that puts it under a prefix.
+// All addresses are relative, so the page also works behind a proxy that puts it under a prefix.
+
+import { TOKEN_KEY, byId, element, isToken, plain, say, show, withToken } from "./parts.js";
 
 const POLL_MS = 1000;
 const PATIENCE_MS = 10_000; // a request that takes longer counts as not answered
@@ -9,11 +10,8 @@ const SHOWN_MASKS = 50;
 const CHARTED_MASKS = 6;
 const SHOWN_LABELS = 12;
 const ASK_EVERY_MS = 200; // at most five answers a second while drawing
-const TOKEN_KEY = "supsup-token";
 
 const FIRM = "\u00a0"; // between a number and its unit
-
-const byId = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------- text and numbers
 
@@ -26,15 +24,6 @@ const share = (value) => `${100 * Math.min(1, Math.max(0, isNumber(value) ? valu
 
 function plural(n, one, many) {
   return `${count(n)} ${n === 1 ? one : many}`;
-}
-
-// Foreign text as one line: control characters, and those that turn text around, by their number.
-function plain(value, limit = 500) {
-  const text = String(value);
-  const shown = text.slice(0, limit).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (letter) => {
-    return `\\u${letter.codePointAt(0).toString(16).padStart(4, "0")}`;
-  });
-  return text.length > limit ? `${shown}…` : shown;
 }
 
 function ago(then, now) {
@@ -53,16 +42,6 @@ function span(seconds) {
 
 // ---------------------------------------------------------------- elements
 
-function element(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name.includes("-") || name === "scope" || name === "role") made.setAttribute(name, value);
-    else made[name] = value;
-  }
-  made.append(...children);
-  return made;
-}
-
 function drawing(tag, attributes = {}, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -70,17 +49,8 @@ function drawing(tag, attributes = {}, ...children) {
   return made;
 }
 
-// The setters touch the page only where something is different: no flicker, and selections stay.
-function say(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
 function mark(node, name, value) {
   if (node.getAttribute(name) !== value) node.setAttribute(name, value);
-}
-
-function show(node, visible) {
-  if (node.hidden === visible) node.hidden = !visible;
 }
 
 function putInOrder(parent, nodes) {
@@ -97,9 +67,8 @@ class Refused extends Error {}
 class TokenNeeded extends Error {}
 
 async function ask(path, { body, signal } = {}) {
-  const headers = { accept: "application/json" };
   const token = sessionStorage.getItem(TOKEN_KEY);
-  if (token) headers.authorization = `Bearer ${token}`;
+  const headers = withToken({ accept: "application/json" });
   if (body) headers["content-type"] = "application/json";
   const signals = [AbortSignal.timeout(PATIENCE_MS), ...(signal ? [signal] : [])];
   const request = { method: body ? "POST" : "GET", headers, cache: "no-store", signal: AbortSignal.any(signals) };
@@ -146,7 +115,7 @@ function askForToken(refusedToken) {
 byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const token = byId("token").value.trim();
-  if (!/^[!-~]+$/.test(token)) {
+  if (!isToken(token)) {
     show(byId("token-refused"), true);
     return;
   }

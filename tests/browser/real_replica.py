@@ -39,7 +39,7 @@ def train(client: Redis, bank: str) -> None:
     store.begin(term, network)
     scenario, learner = Scenario(load_mnist(allow_download=False), "permuted", KNOWN_TASKS, 0), OnlineLearner(network)
     partition = Partition(HOSTILE_STREAM, 0)  # Kafka forbids such a name; nothing forbids it in Redis
-    checkpoint = Checkpointer(store, learner, lambda: None, every=50, interval_s=60.0)
+    checkpoint = Checkpointer(store, learner, dict, every=50, interval_s=60.0)
     checkpoint.positions[partition] = Position(0, "log")
     for offset in range(KNOWN_TASKS * _BATCHES):
         task, place = divmod(offset, _BATCHES)

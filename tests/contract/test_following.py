@@ -343,14 +343,18 @@ def test_a_snapshot_that_is_held_never_changes(trainer: Trainer, follower: Follo
 def test_a_redis_that_lost_its_newest_commits_is_read_again_whole(
     trainer: Trainer, follower: Follower, asked: list[list[int]]
 ) -> None:
-    trainer.commit(0, 1, 2)
+    trainer.commit(0, 1, 2, decided="allocate")
     kept = everything(trainer.redis, trainer.bank)
-    trainer.commit(0, 1, 3)
+    trainer.commit(0, 1, 3, decided="allocate")
     trainer.commit(1)
     follower.catch_up()
+    follower.wait(0.01)
+    assert [decision["number"] for decision in follower.decisions] == ["2", "1"]
     trainer.lose(kept)
     asked.clear()
     assert follower.catch_up()
+    follower.wait(0.01)
+    assert [decision["number"] for decision in follower.decisions] == ["1"], "of commits that are lost, none is told"
     assert (follower.snapshot.version, numbers(follower.snapshot)) == (1, {0: 1, 1: 1, 2: 1})
     assert follower.stats.keys() == {0, 1, 2}
     assert asked == [[0, 1, 2], []]

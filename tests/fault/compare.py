@@ -1,5 +1,6 @@
 """What must be true at the end of a round: the bank's bytes, its counters, and what went to the side topics."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,7 +28,12 @@ def _decisions(redis: Redis, key: str) -> list[tuple[bytes, ...]]:
 
 
 def _value(redis: Redis, key: str) -> Any:
-    return redis.hgetall(key) if redis.type(key) == b"hash" else redis.get(key)
+    if redis.type(key) != b"hash":
+        return redis.get(key)
+    fields = redis.hgetall(key)
+    if ":progress:" in key:
+        fields.pop(b"answers", None)  # where the answers lie in a topic that every round writes to
+    return fields
 
 
 def totals(redis: Redis, bank: str) -> dict[str, int]:
@@ -78,23 +84,37 @@ class SideReader:
         self._consumer.assign(self._places)
         for place in self._places:
             self._consumer.seek(place, 0)
-        self._found: dict[tuple[str, str], set[tuple[int, int]]] = {}  # (topic, bank) -> source places
+        self._found: dict[tuple[str, str], list[tuple[int, int]]] = {}  # (topic, bank) -> source places
 
     def missing(self, topic: str, bank: str, wanted: frozenset[tuple[int, int]], patience: int = 20) -> list[str]:
         """One line per source place that is not in the side topic under this bank, after so many polls."""
         for _ in range(patience):
-            if wanted <= self._found.get((topic, bank), set()):
+            if wanted <= set(self._found.get((topic, bank), ())):
                 break
             self._read()
-        lacking = sorted(wanted - self._found.get((topic, bank), set()))
+        lacking = sorted(wanted - set(self._found.get((topic, bank), ())))
         return [f"{topic}: nothing of partition {number} offset {offset}" for number, offset in lacking]
+
+    def repeated(self, topic: str, bank: str) -> list[str]:
+        """One line per source place that is there more than once, or behind a later one; after `missing`."""
+        places = self._found.get((topic, bank), [])
+        lines = [
+            f"{topic}: partition {number} offset {offset} is there {count} times"
+            for (number, offset), count in sorted(Counter(places).items())
+            if count > 1
+        ]
+        for number in sorted({number for number, _ in places}):
+            offsets = [offset for which, offset in places if which == number]
+            if offsets != sorted(offsets):
+                lines.append(f"{topic}: partition {number} out of order: {offsets}")
+        return lines
 
     def _read(self) -> None:
         for place, raws in self._consumer.poll(timeout_ms=500, max_records=5000).items():
             for raw in raws:
                 headers = dict(raw.headers)
                 source = int(headers["source-partition"]), int(headers["source-offset"])
-                self._found.setdefault((place.topic, headers["bank"].decode()), set()).add(source)
+                self._found.setdefault((place.topic, headers["bank"].decode()), []).append(source)
 
     def close(self) -> None:
         """Close the consumer."""

@@ -49,6 +49,10 @@ POINTS: Final = {
     "side-record-sent": Point("daemon.side_topics:SideTopics", "send", "after", most=2),
     "side-topics-not-awaited": Point("daemon.side_topics:SideTopics", "wait", "before", most=3),
     "side-topics-awaited": Point("daemon.side_topics:SideTopics", "wait", "after", most=3),
+    "answer-not-sent": Point("daemon.answers:Answers", "send", "before", most=2),
+    "answer-sent": Point("daemon.answers:Answers", "send", "after", most=2),
+    "answers-not-awaited": Point("daemon.answers:Answers", "wait", "before", most=3),
+    "answers-awaited": Point("daemon.answers:Answers", "wait", "after", most=3),
     # the commit
     "masks-synced": Point("supsup_online.learner:OnlineLearner", "sync", "after", most=4),
     "commit-planned": Point("daemon.checkpoint:Checkpointer", "_plan", "after", most=3),

@@ -131,6 +131,7 @@ class Lane:
             *miscounted(totals(redis, bank), published),
             *sides.missing(f"{published.topic}.dlq", bank, published.poison),
             *sides.missing(f"{published.topic}.predictions", bank, published.questions),
+            *sides.repeated(f"{published.topic}.predictions", bank),
         ]
 
     # -- what a round needs

@@ -1,19 +1,37 @@
 """`supsup-daemon demo`: the whole idea at work, from one command."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from redis import Redis
 
+from daemon.demo import BANK, held_out
+from daemon.following import Follower
+from daemon.redis_store import BankReader
 from daemon_process import Ended, clean_environment, run
+from integration.test_serve import Answers, by_curl, by_triton
+from supsup_online.answering import Inquiry, answer
+from supsup_online.datasets import load_mnist
+from supsup_online.scenarios import Scenario
+from supsup_online.snapshot import Snapshot
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 TASKS, BATCHES = 3, 240
+DEFAULT_TASKS = 5
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +77,103 @@ def test_the_trainers_log_stays_for_later(demo: Ended, directory: Path) -> None:
     assert sum('"batch.trained"' in line for line in lines) == BATCHES
 
 
-def test_a_replica_of_what_was_learnt_stays_open_until_ctrl_c(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "daemon", "demo", "--serve", "0", "--tasks=2", "--batches=120", "--output=demo"]
+# -- a replica of what was learnt
+
+
+@dataclass(frozen=True)
+class Served:
+    """A demo that has ended and left a replica open.
+
+    Attributes:
+        url: of the page.
+        redis_url: of the bank.
+        told: what `--json` printed.
+    """
+
+    url: str
+    redis_url: str
+    told: dict[str, Any]
+
+    @property
+    def port(self) -> int:
+        """Of the replica."""
+        return urlsplit(self.url).port or 0
+
+
+@contextmanager
+def serving_demo(directory: Path, *arguments: str) -> Iterator[Served]:
+    """`demo --serve` until Ctrl-C, which must end it in good order."""
+    command = [sys.executable, "-m", "daemon", "demo", "--serve=0", "--json", "--output=demo", *arguments]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=clean_environment()
+        command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment()
     ) as process:
+        assert process.stdout is not None
         assert process.stderr is not None
-        told = next(line for line in process.stderr if "page and inference at" in line)
-        url = told.split()[-1]
+        try:
+            said = ""
+            while not (url := re.search(r"page and inference at (http:\S+)", said)):
+                line = process.stderr.readline()
+                assert line, f"it ended early:\n{said}"
+                said += line
+            redis_url = re.search(r"Redis\s(redis:\S+);", said)
+            assert redis_url is not None
+            yield Served(url[1], redis_url[1], json.loads(process.stdout.readline()))
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+    assert process.returncode == 0
+
+
+def test_a_replica_of_what_was_learnt_stays_open_until_ctrl_c(tmp_path: Path) -> None:
+    with serving_demo(tmp_path, "--tasks=2", "--batches=120") as served:
         shown, page = (
-            urllib.request.urlopen(f"{url}{path}", timeout=10).read()  # noqa: S310 - an address of this test's own
+            urllib.request.urlopen(f"{served.url}{path}", timeout=10).read()  # noqa: S310 - an address of this test's own
             for path in ("overview", "")
         )
-        process.send_signal(signal.SIGINT)
-        process.communicate()
-    assert process.returncode == 0
     assert json.loads(shown)["bank"] == "demo"
     assert b"<html" in page
+
+
+@pytest.fixture(scope="module")
+def default_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo as it is without options, as `make demo` runs it."""
+    with serving_demo(tmp_path_factory.mktemp("default-demo")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def bank(default_demo: Served) -> Iterator[Snapshot]:
+    """Its bank, read from its Redis into this process."""
+    with Redis.from_url(default_demo.redis_url) as client:
+        reader = BankReader(client, BANK)
+        follower = Follower(reader, reader.network(reader.spec()))
+        follower.catch_up()
+        yield follower.snapshot
+
+
+CURL_IS_THERE = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on the path")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(partial(by_triton, binary=True), id="tritonclient, binary"),
+        pytest.param(partial(by_triton, binary=False), id="tritonclient, JSON"),
+        pytest.param(by_curl, id="curl", marks=CURL_IS_THERE),
+    ],
+)
+def test_the_demos_bank_is_as_accurate_over_http_as_in_process(
+    default_demo: Served, bank: Snapshot, ask: Callable[..., Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SUPSUP_DATA_DIR", raising=False)  # the demo's process has no such variable either
+    scenario = Scenario(load_mnist(allow_download=False), "permuted", DEFAULT_TASKS, 0)
+    told = default_demo.told
+    assert (told["batches"], len(bank)) == (1000, DEFAULT_TASKS)
+    for task in told["tasks"]:
+        x, labels = held_out(scenario, task["task"])
+        here = answer(bank, bank.network.inputs(x), Inquiry())
+        there = ask(default_demo.port, BANK, x)
+        assert there.version == bank.version
+        assert there.labels.tolist() == here.labels.tolist()
+        assert there.tasks.tolist() == here.mask_ids.tolist()
+        assert (there.labels == labels).mean() == task["accuracy"], "what the demo told"

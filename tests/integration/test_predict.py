@@ -36,7 +36,7 @@ def learnt(redis_client: Redis, bank_name: str) -> Checkpointer:
     term = Lease(redis_client, store.keys, "tests", 10.0).acquire(by_force=True)
     assert isinstance(term, Term)
     store.begin(term, learner.network)
-    checkpoint = Checkpointer(store, learner, lambda: None, every=1, interval_s=60.0)
+    checkpoint = Checkpointer(store, learner, dict, every=1, interval_s=60.0)
     checkpoint.positions[Partition("t", 0)] = Position(0, "log")
     for offset, batch in enumerate([*tiny.permuted(0)(60), *tiny.permuted(1)(60)]):
         learner.step(batch)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from tritonclient import http as triton
+from tritonclient.utils import np_to_triton_dtype
 
 from daemon.embedded import EmbeddedRedis
 from daemon.redis_store import BankReader
@@ -60,6 +62,18 @@ def by_urllib(port: int, bank: str, x: np.ndarray = X, **parameters: str) -> Ans
     """Ask with nothing but the standard library."""
     status, body = post(port, f"/v2/models/{bank}/infer", request(x, **parameters))
     assert status == 200, body
+    return answers_of(body)
+
+
+def by_curl(port: int, bank: str, x: np.ndarray = X) -> Answers:
+    """Ask with curl."""
+    url = f"http://127.0.0.1:{port}/v2/models/{bank}/infer"
+    command = ["curl", "--silent", "--show-error", "--fail-with-body", "--data-binary", "@-", url]
+    return answers_of(json.loads(subprocess.check_output(command, input=json.dumps(request(x)).encode(), timeout=60)))
+
+
+def answers_of(body: dict[str, Any]) -> Answers:
+    """What the JSON of a response holds."""
     out = {tensor["name"]: np.array(tensor["data"]).reshape(tensor["shape"]) for tensor in body["outputs"]}
     names = ("label", "task", "probabilities", "confidence")
     return Answers(int(body["model_version"]), *(out[name] for name in names))
@@ -67,7 +81,7 @@ def by_urllib(port: int, bank: str, x: np.ndarray = X, **parameters: str) -> Ans
 
 def request(x: np.ndarray, **parameters: str) -> dict[str, Any]:
     """The JSON of a request."""
-    tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
+    tensor = {"name": "x", "datatype": np_to_triton_dtype(x.dtype), "shape": list(x.shape), "data": x.ravel().tolist()}
     return {"inputs": [tensor], "parameters": parameters}
 
 
@@ -88,7 +102,7 @@ def by_triton(port: int, bank: str, x: np.ndarray = X, *, binary: bool) -> Answe
     try:
         assert client.is_server_ready()
         assert client.is_model_ready(bank)
-        tensor = triton.InferInput("x", list(x.shape), "FP32")
+        tensor = triton.InferInput("x", list(x.shape), np_to_triton_dtype(x.dtype))
         tensor.set_data_from_numpy(x, binary_data=binary)
         names = ("label", "task", "probabilities", "confidence")
         wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
@@ -423,6 +437,20 @@ def test_a_replica_ends_in_good_order_while_redis_is_frozen(
             os.kill(own_redis.pid, signal.SIGCONT)
 
 
+def test_a_replica_without_a_bank_waits_for_a_redis_that_was_there_before(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "first") as redis:
+        url, port = redis.url, redis.port
+        with replica(f"--redis={url}", "--bank=none-yet", *QUICK, directory=tmp_path, ready=False) as process:
+            wait_until(lambda: "no-bank" in readiness(process.port)[1], "it does not say that there is no bank")
+            time.sleep(0.5)
+            redis.stop()
+            process.wait_for("bank.away")
+            assert {"no-bank", "redis"} <= readiness(process.port)[1].keys()
+            with EmbeddedRedis(tmp_path / "second", port=port):
+                process.wait_for("bank.followed_again")
+                process.stop()
+
+
 # -- what it refuses
 
 
@@ -444,8 +472,12 @@ def test_a_bank_that_was_deleted_is_answered_from_and_followed_again_when_it_is_
 
 def test_another_bank_under_the_name_ends_it_with_65(stage: Stage, own_bank: str, tmp_path: Path) -> None:
     flags = (f"--redis={stage.redis_url}", f"--bank={own_bank}", *QUICK)
-    with replica(*flags, directory=tmp_path) as process:
+    with replica(*flags, "--drain-s=2", directory=tmp_path) as process:
+        before = by_urllib(process.port, own_bank)
         stage.redis.hset(stage.key(own_bank, "spec"), "weight_seed", "12345")
+        process.wait_for("replica.draining")
+        assert "stopping" in readiness(process.port)[1]
+        assert_same(by_urllib(process.port, own_bank), before)
         assert "is another one by now (weight_seed" in process.wait(65)
     ended = here("serve", *flags, "--port=0")
     assert ended.code == 65

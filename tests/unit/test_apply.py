@@ -11,7 +11,7 @@ from daemon.apply import Applier, decode
 from daemon.checkpoint import Checkpointer
 from daemon.errors import FencedError, PoisonedError, UnavailableError
 from daemon.lease import Term
-from daemon.records import Log, Partition, Record
+from daemon.records import AnswerMark, Log, Partition, Record
 from daemon.redis_keys import BankKeys
 from daemon.redis_store import CommitPlan
 from daemon.side_topics import Headers
@@ -34,9 +34,23 @@ class FakeSide:
         """Note it."""
         self.diary.append(("send", topic, key, value, headers, may_be_cut))
 
-    def wait(self) -> None:
+    def wait(self) -> dict[Partition, AnswerMark]:
         """Note it."""
         self.diary.append(("wait",))
+        return {}
+
+
+@dataclass
+class FakeAnswers:
+    """Takes every answer that is not there already."""
+
+    diary: list[Any]
+    there: list[int] = field(default_factory=list)
+
+    def send(self, record: Record, value: bytes, headers: Headers, mark: AnswerMark | None) -> bool:
+        """Note it."""
+        self.diary.append(("answer", record, value, headers, mark))
+        return record.offset not in self.there
 
 
 @dataclass
@@ -92,7 +106,7 @@ class Bench:
         checkpoint = Checkpointer(self.store, tiny.learner(), side.wait, every=100, interval_s=1e9)
         checkpoint.assign(HERE, {}, Log("log", 0))
         values: dict[str, Any] = {"patience_s": 0.0, "max_bytes": LIMITS.max_bytes} | options
-        self.applier = Applier(checkpoint.learner, side, checkpoint, **values)
+        self.applier = Applier(checkpoint.learner, side, FakeAnswers(self.diary), checkpoint, **values)
 
     @property
     def totals(self) -> dict[str, int]:
@@ -103,6 +117,11 @@ class Bench:
         """Decode and apply."""
         for one in records:
             self.applier.apply(decode(one, LIMITS))
+
+    @property
+    def answers(self) -> list[Any]:
+        """What was answered: record, answer, headers, mark."""
+        return [entry[1:] for entry in self.diary if entry[0] == "answer"]
 
     def sent(self, side: str) -> list[Any]:
         """What went to a side topic."""
@@ -186,9 +205,9 @@ def test_an_unlabelled_record_is_answered_without_training(bench: Bench) -> None
     before = tiny.whole_state(bench.applier.learner)
     [batch] = tiny.permuted(0)(1, 99)
     bench.apply(record(20, wire.encode_arrow(batch.x), key=b"who"))
-    [(_, key, value, headers, _)] = bench.sent(".predictions")
+    [(asked, value, headers, _)] = bench.answers
     answer = json.loads(value)
-    assert key == b"who"
+    assert (asked.key, asked.offset) == (b"who", 20)
     assert (answer["task"], len(answer["labels"])) == (0, 32)
     assert dict(headers)["source-offset"] == b"20"
     assert tiny.whole_state(bench.applier.learner) == before
@@ -201,7 +220,7 @@ def test_an_unlabelled_record_before_anything_was_learnt_is_put_aside(bench: Ben
     headers = dict(bench.sent(".dlq")[0][3])
     assert headers["reason"] == b"no-mask"
     assert b"nothing has been learnt yet" in headers["error"]
-    assert not bench.sent(".predictions")
+    assert not bench.answers
 
 
 def test_a_batch_without_room_is_handed_on_as_it_came(bench: Bench) -> None:

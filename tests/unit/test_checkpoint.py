@@ -37,7 +37,7 @@ def store() -> FakeStore:
 
 
 def checkpointer(store: FakeStore, **changed: object) -> Checkpointer:
-    options = {"every": 3, "interval_s": 1e9, "before_commit": lambda: None} | changed
+    options = {"every": 3, "interval_s": 1e9, "before_commit": dict} | changed
     found = Checkpointer(store=store, learner=tiny.learner(), **options)
     found.assign(HERE, {}, Log("log", 10))
     return found

@@ -24,7 +24,7 @@ from daemon.cli import cli
 from daemon.errors import ExitCode
 from daemon.findings import Finding
 from daemon.observe import Observer
-from daemon.records import Partition, Record
+from daemon.records import Partition, Position, Record
 from daemon.redis_keys import BankKeys
 from daemon.settings import NAMES, Settings, flag, variable
 from supsup_online import codec
@@ -228,7 +228,10 @@ def test_the_schema_has_every_key_and_no_other():
         ("### `stats:<id>`", [*MaskStats().to_text(), "density"]),
         ("### `totals`", [*COUNTERS, "steps", "next_id"]),
         ("### `lease`", ["epoch", "owner", "since", "expires_ms", "version", "server", "commit"]),
-        ("### `progress:<topic>:<partition>`", ["offset", "log", f"{checkpoint.STREAM_FIELD}<name>"]),
+        (
+            "### `progress:<topic>:<partition>`",
+            ["offset", "log", checkpoint.ANSWERS_FIELD, f"{checkpoint.STREAM_FIELD}<name>"],
+        ),
     ],
 )
 def test_the_schema_has_every_field_and_no_other(heading, fields):
@@ -288,7 +291,7 @@ def test_the_memory_page_gives_the_sizes_that_the_code_gives():
 
 def checkpointer(learner=None):
     store = SimpleNamespace(keys=BankKeys("bank"), epoch=1)
-    return Checkpointer(store=store, learner=learner, before_commit=lambda: None, every=1, interval_s=1.0)
+    return Checkpointer(store=store, learner=learner, before_commit=dict, every=1, interval_s=1.0)
 
 
 def test_the_events_page_has_every_field_of_a_decision():
@@ -372,8 +375,13 @@ def test_the_records_page_has_every_reason_and_no_other():
 def test_the_records_page_has_the_headers_of_every_side_topic():
     sent = {}
     side = SimpleNamespace(send=lambda topic, _key, _value, headers, **_: sent.update({topic: dict(headers)}))
-    checkpoint = SimpleNamespace(totals={"dead_lettered": 0}, store=SimpleNamespace(keys=BankKeys("b")))
-    applier = Applier(SimpleNamespace(streams={}), side, checkpoint, patience_s=0.0, max_bytes=2)
+    answers = SimpleNamespace(send=lambda _, __, headers, ___: sent.update({"t.predictions": dict(headers)}))
+    checkpoint = SimpleNamespace(
+        totals={"dead_lettered": 0},
+        store=SimpleNamespace(keys=BankKeys("b")),
+        positions={RECORD.partition: Position(0)},
+    )
+    applier = Applier(SimpleNamespace(streams={}), side, answers, checkpoint, patience_s=0.0, max_bytes=2)
     with capture_logs():
         applier._dead_letter(RECORD, BadBatchError("shape", "a sentence"))
     applier._deliver(RECORD, StepResult("t/0", 1, None, trained=False, decision=None))

@@ -19,6 +19,7 @@ from supsup_online.edge_popup import (
     rekindled_scores,
     score_bounds,
     straight_through_reference,
+    transferred_scores,
 )
 from supsup_online.errors import SpecError
 from unit import tiny
@@ -162,6 +163,34 @@ def test_an_untrained_mask_is_the_choice_among_its_initial_scores(variant, densi
     bits = net.layout.unpack(net.untrained_mask(5))
     np.testing.assert_array_equal(bits, net.select(initial_scores(net.architecture, net.spec.weight_seed, 5)))
     assert abs(bits.mean() - density) < 0.07
+
+
+@pytest.mark.parametrize("variant", ["top-k", "threshold"])
+def test_transferred_scores_keep_what_all_masks_keep_and_leave_the_rest_to_the_draw(variant):
+    net = tiny.network(replace(tiny.SPEC, variant=variant))
+    drawn = initial_scores(net.architecture, 0, 9)
+    bits = net.select(drawn.flip(0))
+    agreed = torch.from_numpy(bits.astype(np.float32))
+    np.testing.assert_array_equal(net.select(transferred_scores(net.architecture, net.variant, drawn, agreed)), bits)
+    undecided = torch.full_like(drawn, 0.5)
+    np.testing.assert_array_equal(
+        net.select(transferred_scores(net.architecture, net.variant, drawn, undecided)), net.select(drawn)
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_transferred_scores_reach_no_further_than_drawn_ones(variant):
+    drawn, bounds = initial_scores(ARCHITECTURE, 0, 0), score_bounds(ARCHITECTURE)
+    for share in (0.0, 0.5, 1.0):
+        for mean in (torch.zeros_like(drawn), torch.rand_like(drawn), torch.ones_like(drawn)):
+            scores = transferred_scores(ARCHITECTURE, variant, drawn, mean, share)
+            assert scores.dtype == torch.float32
+            assert (scores.abs() <= bounds * 1.000001).all()
+
+
+def test_a_share_of_nothing_is_a_fresh_mask():
+    drawn = initial_scores(ARCHITECTURE, 0, 0)
+    assert torch.equal(transferred_scores(ARCHITECTURE, Threshold(), drawn, torch.ones_like(drawn), 0.0), drawn)
 
 
 def test_a_mask_keeps_its_share_layer_by_layer_not_over_the_whole_network():

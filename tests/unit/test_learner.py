@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch.nn import functional
 
 from supsup_online.decide import RuleSettings
 from supsup_online.drift import DETECTORS
+from supsup_online.edge_popup import initial_scores, transferred_scores
 from supsup_online.errors import BadBatchError, SpecError
 from supsup_online.inference import entropy
 from supsup_online.learner import LearnerSettings, OnlineLearner
@@ -438,6 +440,43 @@ def test_asking_for_the_bits_in_between_changes_nothing():
         asked.step(batch)
         asked.sync()
     assert tiny.whole_state(plain) == tiny.whole_state(asked)
+
+
+# ---- transfer
+
+
+def test_with_transfer_a_new_mask_starts_from_the_mean_of_the_others():
+    subject = tiny.learner(transfer=True)
+    run(subject, permuted(0)(40))
+    subject.sync()
+    mean = subject.bank.mean
+    first = next(permuted(1)(1))
+    subject.step(first)
+    subject.sync()
+    net = subject.network
+    drawn = initial_scores(net.architecture, net.spec.weight_seed, 1)
+    started = net.select(transferred_scores(net.architecture, net.variant, drawn, torch.from_numpy(mean)))
+    assert (net.layout.unpack(subject.bank.words(1)) == started).mean() > 0.95, "one step has moved few of them"
+    assert (net.layout.unpack(subject.bank.words(1)) == mean).mean() > 0.7, "a fresh mask would agree on half"
+
+
+def test_with_transfer_the_very_first_mask_is_a_fresh_one():
+    plain, transferring = tiny.learner(), tiny.learner(transfer=True)
+    for subject in (plain, transferring):
+        run(subject, permuted(0)(10))
+        subject.sync()
+    assert tiny.whole_state(plain) == tiny.whole_state(transferring)
+
+
+def test_with_transfer_every_task_still_has_a_mask_of_its_own_and_the_same_bytes_whenever_somebody_asks():
+    plain, asked = tiny.learner(transfer=True, hot_masks=2), tiny.learner(transfer=True, hot_masks=2)
+    for place, task in enumerate([0, 1, 2, 0, 1]):
+        for batch in permuted(task)(25, seed=place):
+            plain.step(batch)
+            asked.step(batch)
+            asked.sync()
+    assert tiny.whole_state(plain) == tiny.whole_state(asked)
+    assert len(plain.bank) == 3
 
 
 # ---- unlabelled batches

@@ -17,7 +17,7 @@ from daemon.errors import FencedError, LostGroundError, StopError, UnavailableEr
 from daemon.loop import StopRequest, TrainerLoop
 from daemon.records import Log, Partition, Position, Record
 from unit import tiny
-from unit.test_apply import HERE, LIMITS, FakeSide, FakeStore, record
+from unit.test_apply import HERE, LIMITS, FakeAnswers, FakeSide, FakeStore, record
 
 
 @dataclass
@@ -133,7 +133,8 @@ def play(
         "stop_deadline_s": 10.0,
         "rebalance_budget_s": 10.0,
     }
-    applier = Applier(learner, side, checkpoint, patience_s=options.get("patience_s", 0.0), max_bytes=10_000)
+    answers = FakeAnswers(diary)
+    applier = Applier(learner, side, answers, checkpoint, patience_s=options.get("patience_s", 0.0), max_bytes=10_000)
     loop = TrainerLoop(source, applier, LIMITS, stop, **(values | options), telemetry=applier.telemetry)
     source.idle = lambda: loop.training.idle and loop._in_hand is None
     return Play(loop, source, store, applier)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import jsonschema
 import numpy as np
 import openapi_spec_validator
 import orjson
@@ -178,12 +179,20 @@ def test_metrics_come_in_the_text_format(port: int) -> None:
     assert b'supsup_serve_ready{bank="bank"} 1.0' in response.body
 
 
-@pytest.mark.parametrize(("path", "kind"), [("/", "html"), ("/page.js", "javascript"), ("/page.css", "css")])
-def test_the_page_may_load_nothing_from_elsewhere(shared: int, path: str, kind: str) -> None:
+FILES = {
+    "html": ["/", "/docs"],
+    "javascript": ["/page.js", "/docs.js", "/parts.js"],
+    "css": ["/page.css", "/docs.css"],
+}
+
+
+@pytest.mark.parametrize(("kind", "path"), [(kind, path) for kind, paths in FILES.items() for path in paths])
+def test_a_page_may_load_nothing_from_elsewhere_and_run_nothing_inline(shared: int, path: str, kind: str) -> None:
     response = ask(shared, path)
     assert response.status == 200
     assert response.headers["content-type"] == f"text/{kind}; charset=utf-8"
-    assert response.headers["content-security-policy"].startswith("default-src 'self'; frame-ancestors 'none'")
+    policy = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    assert response.headers["content-security-policy"] == policy
     assert response.headers["x-content-type-options"] == "nosniff"
     assert ask(shared, "/favicon.ico").status == 204
 
@@ -547,6 +556,23 @@ def test_the_openapi_document_shows_a_request_that_is_answered(shared: int) -> N
     document = ask(shared, "/openapi.json").told
     body = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]
     assert ask(shared, INFER, json.dumps(body["example"]).encode()).status == 200
+
+
+def bodies(part: Any) -> Iterator[dict[str, Any]]:
+    """Every body in a part of the document that has an example."""
+    if isinstance(part, dict):
+        if part.keys() == {"schema", "example"}:
+            yield part
+        for inner in part.values():
+            yield from bodies(inner)
+
+
+def test_the_examples_of_the_openapi_document_fit_their_schemas() -> None:
+    document = openapi.document("bank", snapshot())
+    shown = list(bodies(document["paths"]))
+    assert len(shown) > 20
+    for body in shown:
+        jsonschema.validate(body["example"], body["schema"] | {"components": document["components"]})
 
 
 DOCUMENT = schemathesis.openapi.from_dict(openapi.document("bank", snapshot()))

@@ -42,7 +42,7 @@ def test_every_setting_reaches_the_learner() -> None:
     settings = Settings(
         rule="exact", epsilon=0.5, objective="G", decision_rows=7, tolerance=3.0, margin=0.3, decision_every=9,
         detector="adwin", optimiser="sgd", learning_rate=0.25, precision="bfloat16", over_budget="evict", hot_masks=3,
-        max_streams=5,
+        max_streams=5, transfer=True,
     )  # fmt: skip
     learner = settings.learner()
     rule = learner.rule
@@ -50,6 +50,7 @@ def test_every_setting_reaches_the_learner() -> None:
     assert (rule.agreement.tolerance, rule.agreement.margin) == (3.0, 0.3)
     assert (learner.decision_every, learner.detector, learner.over_budget) == (9, "adwin", "evict")
     assert (learner.precision, learner.hot_masks, learner.max_streams) == ("bfloat16", 3, 5)
+    assert learner.transfer
     assert (learner.optimiser.name, learner.optimiser.learning_rate) == ("sgd", 0.25)
 
 
