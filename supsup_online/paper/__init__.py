@@ -1,0 +1,1 @@
+"""The paper beside the core: its scenarios, its baselines and its figures. The core never imports this package."""
