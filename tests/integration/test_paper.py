@@ -1,0 +1,56 @@
+"""The command `paper`: figures are run, killed, gone on with and reported, as a person would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from daemon_process import clean_environment, run
+
+pytestmark = pytest.mark.integration
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def csv_of(output):
+    return {path.name: path.read_bytes() for path in sorted((output / "check" / "quick").glob("*.csv"))}
+
+
+def test_a_figure_that_is_killed_goes_on_to_the_same_scores(tmp_path):
+    whole = run("paper", "run", "check", "--output", tmp_path / "whole", "--json", environment=ONE_THREAD)
+    assert whole.code == 0, whole.stderr
+    (figure,) = whole.json
+    accuracies = {row["reading"]: row["both"] for row in figure["rows"]}
+    assert accuracies["GG"] > 75, "five tasks, a hundred batches each"
+    assert figure["unfinished"] == []
+
+    command = [sys.executable, "-m", "daemon", "paper", "run", "check", "--output", str(tmp_path / "cut")]
+    with subprocess.Popen(command, env=clean_environment(**ONE_THREAD), stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "cut").glob("check/quick/*.npz")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    halfway = json.loads(run("paper", "report", "--output", tmp_path / "cut", "--json").stdout)
+    assert halfway == [] or halfway[0]["unfinished"] == ["SupSup, seed 0"]
+    again = run("paper", "run", "check", "--output", tmp_path / "cut", environment=ONE_THREAD)
+    assert again.code == 0, again.stderr
+    assert csv_of(tmp_path / "cut") == csv_of(tmp_path / "whole")
+    assert "| SupSup | GG | 5 | 1 |" in again.stdout
+    assert (tmp_path / "cut" / "check" / "quick" / "figure.png").exists()
+
+
+def test_the_figures_are_listed():
+    listed = run("paper", "list", "--json").json
+    assert {"check", "permuted-lenet", "thousands"} <= {figure["name"] for figure in listed}
+    assert all(figure["claim"] and figure["title"] for figure in listed)
+
+
+def test_what_is_asked_wrongly_is_said(tmp_path):
+    unknown = run("paper", "run", "figure-99")
+    assert (unknown.code, "choose check" in unknown.stderr) == (1, True)
+    nothing = run("paper", "report", "--output", tmp_path)
+    assert (nothing.code, "paper run" in nothing.stderr) == (2, True)
