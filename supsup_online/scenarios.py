@@ -178,12 +178,13 @@ class Scenario:
     Attributes:
         dataset: where images and labels come from; images uint8.
         kind: `permuted`: each task shuffles the pixels its own way. `rotated`: task i turns images by
-            i * step_degrees. `split`: task i shows classes 2i and 2i + 1 under their own labels. `label-permuted`:
-            the same images, each task with its own permutation of the labels.
+            i * step_degrees. `split`: task i shows the next `classes_per_task` classes under their own labels.
+            `label-permuted`: the same images, each task with its own permutation of the labels.
         tasks: number of tasks, from 0 to tasks - 1.
         seed: seed of permutations and of batches. The word pair (seed, task) is the key of a permutation, so two
             seeds share no task.
         step_degrees: for `rotated`.
+        classes_per_task: for `split`.
 
     Raises:
         SpecError: fewer than one task, a split of more classes than there are, rotations that come round to the same
@@ -195,14 +196,18 @@ class Scenario:
     tasks: int
     seed: int
     step_degrees: float = 10.0
+    classes_per_task: int = 2
     _made: dict[int, Task] = field(default_factory=dict, init=False, repr=False)
     _training_rows: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.tasks < 1:
             raise SpecError(f"a scenario needs at least one task, got {self.tasks}")
-        if self.kind == "split" and 2 * self.tasks > self.dataset.classes:
-            raise SpecError(f"{self.tasks} tasks of two classes, but the data set has {self.dataset.classes} classes")
+        each = self.classes_per_task
+        if self.kind == "split" and not 0 < each * self.tasks <= self.dataset.classes:
+            raise SpecError(
+                f"{self.tasks} tasks of {each} classes, but the data set has {self.dataset.classes} classes"
+            )
         if self.kind == "rotated":
             if self.dataset.train_x.ndim != 3:
                 raise SpecError(f"rotation needs images (N, height, width), got {self.dataset.train_x.shape}")
@@ -224,7 +229,9 @@ class Scenario:
 
     def classes(self, task: int) -> tuple[int, ...]:
         """Classes of the data set whose images the task shows."""
-        return (2 * task, 2 * task + 1) if self.kind == "split" else tuple(range(self.dataset.classes))
+        each = self.classes_per_task
+        shown = range(task * each, task * each + each) if self.kind == "split" else range(self.dataset.classes)
+        return tuple(shown)
 
     def batch(self, task: int, position: int, rows: int = 128) -> tuple[np.ndarray, np.ndarray]:
         """The batch at `position` of the task's endless training stream.

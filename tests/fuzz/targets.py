@@ -27,8 +27,8 @@ from daemon.dead_letters import DeadLetter
 from daemon.errors import BankMismatchError, ConfigError, StopError
 from daemon.preview import hexdump, printable, readable
 from daemon.replay import Ledger, refusal
-from supsup_online import bank_file, codec, models, wire
-from supsup_online.errors import BadBatchError, CodecError, SpecError
+from supsup_online import bank_file, cifar, codec, models, wire
+from supsup_online.errors import BadBatchError, CodecError, DataError, SpecError
 from supsup_online.learner import OnlineLearner
 from supsup_online.network import Network
 from supsup_online.optimisers import Adam, OptimiserState
@@ -391,6 +391,22 @@ def _ledger_seeds() -> Iterator[bytes]:
     yield json.dumps(entry).encode()
 
 
+# -- data sets
+
+
+def _cifar(data: bytes) -> None:
+    x, y = cifar.parse_records(data, 10)
+    assert x.shape[1:] == (3, 32, 32)
+    assert x.dtype == np.uint8
+    assert len(x) == len(y) > 0
+    assert 0 <= y.min() <= y.max() < 10
+
+
+def _cifar_seeds() -> Iterator[bytes]:
+    yield bytes(3073)
+    yield b"\x09" + bytes(range(256)) * 12 + b"\x03" + b"\xff" * 3072
+
+
 _TOML = (b"[", b"]", b"=", b'"""', b"'''", b"\n[[a]]\n", b"0x", b"inf", b"nan", b"1979-05-27T07:32:00Z")
 _NAMES = tuple(name.encode() for name in setting_table.NAMES)
 _JSON = (b'"x":', b'"y":', b'"dtype":', b"uint8", b"float32", b"NaN", b"Infinity", b"1e999", b"[[", b"null", b"true")
@@ -420,5 +436,6 @@ TARGETS = {
         Target("config-file", _config_file, ConfigError, _settings_seeds, _TOML + _NAMES),
         Target("dead-letter", _letter, StopError, _letter_seeds, _HEADERS),
         Target("ledger", _ledger, StopError, _ledger_seeds, _LEDGER),
+        Target("cifar", _cifar, DataError, _cifar_seeds),
     )
 }
