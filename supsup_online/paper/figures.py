@@ -19,6 +19,7 @@ from supsup_online.paper.harness import Answerer, Cell, Reading, checkpoints
 from supsup_online.paper.methods import Setup
 from supsup_online.paper.supsup import MaskSettings, SupSup, Way
 from supsup_online.paper.untold import Untold
+from supsup_online.scenarios import Kind
 from supsup_online.types import Objective, RuleName
 
 Scale = Literal["quick", "laptop", "paper"]
@@ -124,6 +125,29 @@ def _variants(scale: Scale, seed: int) -> list[Cell]:
     return cells
 
 
+def _limits(scale: Scale, seed: int) -> list[Cell]:
+    """Where finding the task gets hard: tasks that differ little, or only in their labels."""
+    batches = {"quick": 60, "laptop": 500, "paper": 1000}[scale]
+    kinds: dict[Kind, str] = {
+        "permuted": "other permutations",
+        "rotated": "10 degrees apart",
+        "split": "two digits each",
+        "label-permuted": "same images, other labels",
+    }
+    told = (GG, GNU_H, GNU_FULL, GNU_ROW, GNU_EXACT)
+    never = (Reading("NNs, exact, each image", images=100, ask=asking("exact")),)
+    cells = []
+    for kind, name in kinds.items():
+        setup = Setup(outputs=500, tasks=5, seed=seed, optimiser=OptimiserChoice("adam"))
+        top = MaskSettings("top-k")
+        makes = {"told": (partial(SupSup, masks=top), told)}
+        makes["paper's rule"] = (partial(Untold, rule="paper", masks=top), never)
+        makes["daemon's rule"] = (partial(Untold, rule="loss", masks=top), never)
+        for who, (make, readings) in makes.items():
+            cells.append(Cell(f"{name}, {who}", setup, make, readings, batches, (5,), kind))
+    return cells
+
+
 FIGURES: Final[dict[str, Figure]] = {
     figure.name: figure
     for figure in (
@@ -163,6 +187,13 @@ FIGURES: Final[dict[str, Figure]] = {
             "Output size s and the objectives H and G",
             "Superfluous outputs help to find the task, by either objective",
             _output_size,
+        ),
+        Figure(
+            "limits",
+            "section 5",
+            "Tasks that are hard to tell apart",
+            "Task inference fails where models are overly confident for the wrong task",
+            _limits,
         ),
         Figure(
             "variants",
