@@ -6,8 +6,8 @@ strength / 2 * sum(fisher * (weights - anchor)**2), the anchor being where the l
 
 Stores the network and the Fisher information, once, and per task nothing; the latter is needed to learn on, not to
 answer. Must be told in training when a task ends; in inference nothing: it answers without knowing tasks. It has one
-head, so that tasks share their labels. In the numbers that the paper quotes for it (33.88 % after 10 permutations; van
-de Ven and Tolias, 2019) each task has labels of its own, which is far harder.
+head, so that tasks share their labels; labels of each task's own, as in the number that the paper quotes for it, are
+far harder (`own_labels`).
 
 Source: Kirkpatrick et al. (2017); the online form: Schwarz et al. (2018).
 """
