@@ -28,6 +28,9 @@ class Purpose(IntEnum):
     WEIGHTS = 1
     SCORES = 2
     REKINDLE = 3
+    CONTEXTS = 16
+    RANK_ONE = 17
+    RESERVOIR = 18
 
 
 def raw_words(seed: int, purpose: Purpose, index: int, count: int) -> NDArray[np.uint64]:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from supsup_online.errors import SpecError
 from supsup_online.optimisers import OptimiserChoice
 from supsup_online.paper.harness import Answerer, Cell, Reading, checkpoints
-from supsup_online.paper.methods import Setup
+from supsup_online.paper.methods import Method, Setup
 from supsup_online.paper.supsup import MaskSettings, SupSup, Way
 from supsup_online.paper.untold import Untold
 from supsup_online.scenarios import Kind
@@ -136,16 +136,18 @@ def _limits(scale: Scale, seed: int) -> list[Cell]:
     }
     told = (GG, GNU_H, GNU_FULL, GNU_ROW, GNU_EXACT)
     never = (Reading("NNs, exact, each image", images=100, ask=asking("exact")),)
-    cells = []
-    for kind, name in kinds.items():
-        setup = Setup(outputs=500, tasks=5, seed=seed, optimiser=OptimiserChoice("adam"))
-        top = MaskSettings("top-k")
-        makes = {"told": (partial(SupSup, masks=top), told)}
-        makes["paper's rule"] = (partial(Untold, rule="paper", masks=top), never)
-        makes["daemon's rule"] = (partial(Untold, rule="loss", masks=top), never)
-        for who, (make, readings) in makes.items():
-            cells.append(Cell(f"{name}, {who}", setup, make, readings, batches, (5,), kind))
-    return cells
+    top = MaskSettings("top-k")
+    methods: dict[str, tuple[Callable[[Setup], Method], tuple[Reading, ...]]] = {
+        "told": (partial(SupSup, masks=top), told),
+        "paper's rule": (partial(Untold, rule="paper", masks=top), never),
+        "daemon's rule": (partial(Untold, rule="loss", masks=top), never),
+    }
+    setup = Setup(outputs=500, tasks=5, seed=seed, optimiser=OptimiserChoice("adam"))
+    return [
+        Cell(f"{name}, {who}", setup, make, readings, batches, (5,), kind)
+        for kind, name in kinds.items()
+        for who, (make, readings) in methods.items()
+    ]
 
 
 FIGURES: Final[dict[str, Figure]] = {
