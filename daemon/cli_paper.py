@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from supsup_online.datasets import load_mnist
 from supsup_online.paper import report as reporting
-from supsup_online.paper.figures import FIGURES, Figure, Scale, figure
+from supsup_online.paper.cells import Scale
+from supsup_online.paper.figures import FIGURES, Figure, figure
 from supsup_online.paper.harness import Cell, run_cell
 from supsup_online.paper.results import Run, read_runs
 from supsup_online.scenarios import Scenario

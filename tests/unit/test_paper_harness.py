@@ -11,9 +11,10 @@ from supsup_online.datasets import Dataset
 from supsup_online.errors import DataError, SpecError
 from supsup_online.optimisers import OptimiserChoice
 from supsup_online.paper import report
-from supsup_online.paper.figures import FIGURES, GG, GNU_EXACT, GNU_H, asking, figure
+from supsup_online.paper.figures import FIGURES, figure
 from supsup_online.paper.harness import Cell, Reading, checkpoints, evaluate, run_cell
 from supsup_online.paper.methods import Answers, Setup, Storage, TaskNeededError
+from supsup_online.paper.readings import GG, GNU_EXACT, GNU_H, asking
 from supsup_online.paper.results import Run, read_runs, read_scores
 from supsup_online.paper.supsup import MaskSettings, SupSup
 from supsup_online.paper.untold import Untold

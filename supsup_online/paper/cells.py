@@ -1,0 +1,192 @@
+"""Which methods on which tasks make up a figure, at a scale and a seed; what it shows is in `figures`."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final, Literal
+
+from supsup_online.optimisers import OptimiserChoice
+from supsup_online.paper.batche import BatchE
+from supsup_online.paper.bounds import LowerBound, UpperBound
+from supsup_online.paper.ewc import OnlineEWC
+from supsup_online.paper.harness import Cell, Reading, checkpoints
+from supsup_online.paper.heads import SeparateHeads
+from supsup_online.paper.methods import Method, Setup
+from supsup_online.paper.own_labels import OwnLabels
+from supsup_online.paper.psp import ParameterSuperposition
+from supsup_online.paper.readings import (
+    BATCHE_FULL,
+    BATCHE_H,
+    GG,
+    GNS,
+    GNU_BINARY,
+    GNU_BINARY_FULL,
+    GNU_EXACT,
+    GNU_EXACT_FULL,
+    GNU_FULL,
+    GNU_G,
+    GNU_H,
+    GNU_ROW,
+    NNS_EXACT,
+    NNS_H,
+)
+from supsup_online.paper.replay import ExperienceReplay
+from supsup_online.paper.supsup import MaskSettings, SupSup
+from supsup_online.paper.untold import Untold
+from supsup_online.scenarios import Kind
+from supsup_online.types import RuleName
+
+Scale = Literal["quick", "laptop", "paper"]
+Make = Callable[[Setup], Method]
+Asked = tuple[Make, tuple[Reading, ...]]
+
+_BATCHES: Final = {"quick": 100, "laptop": 1000, "paper": 1000}
+_ADAM: Final = OptimiserChoice("adam")
+_REPLAYED: Final = 2000  # images in the buffer
+
+
+def check(scale: Scale, seed: int) -> list[Cell]:
+    """Five permutations, one epoch each."""
+    setup = Setup("mlp-300-300", outputs=100, tasks=5, seed=seed)
+    batches = 100 if scale == "quick" else 469
+    readings = (GG, GNU_H, GNU_G, GNU_BINARY, GNU_ROW, GNU_EXACT)
+    return [Cell("SupSup", setup, SupSup, readings, batches, (5,))]
+
+
+def permuted(architecture: str, outputs: int, tasks: Mapping[str, int], scale: Scale, seed: int) -> list[Cell]:
+    """Permutations: SupSup, which finds the task, beside methods that are told it."""
+    setup = Setup(architecture, outputs=outputs, tasks=tasks[scale], seed=seed)
+    methods: dict[str, Asked] = {
+        "SupSup": (SupSup, (GG, GNU_H, GNU_G, GNU_ROW, GNU_EXACT)),
+        "PSP": (ParameterSuperposition, (GG,)),
+        "BatchE": (BatchE, (GG,)),
+    }
+    stops = checkpoints(setup.tasks, (1, 10, 50, 100, 150, 200))
+    cells = [Cell(name, setup, *asked, _BATCHES[scale], stops) for name, asked in methods.items()]
+    # Tasks do not touch each other here: a few are as good as all.
+    alone = Setup(architecture, outputs=outputs, tasks=min(5, setup.tasks), seed=seed)
+    return [*cells, Cell("Upper Bound", alone, UpperBound, (GG,), _BATCHES[scale], (alone.tasks,))]
+
+
+def rotated(scale: Scale, seed: int) -> list[Cell]:
+    """Rotations by ten degrees more each: the task is hard to find, and a whole batch looks for it."""
+    architecture = "fc-1024-1024" if scale == "paper" else "lenet-300-100"
+    setup = Setup(architecture, outputs=200, tasks=5 if scale == "quick" else 36, seed=seed)
+    methods: dict[str, Asked] = {
+        "SupSup": (SupSup, (GG, GNU_BINARY_FULL, GNU_FULL, GNU_EXACT_FULL, GNU_EXACT)),
+        "PSP": (ParameterSuperposition, (GG,)),
+        "BatchE": (BatchE, (GG,)),
+    }
+    stops = checkpoints(setup.tasks, (1, 9, 18, 27))
+    return [Cell(name, setup, *asked, _BATCHES[scale], stops, "rotated") for name, asked in methods.items()]
+
+
+def one_shot_for_batche(scale: Scale, seed: int) -> list[Cell]:
+    """One-Shot over BatchE's rank-one matrices; with a whole batch as well (section C)."""
+    architecture = "fc-1024-1024" if scale == "paper" else "lenet-300-100"
+    tasks = {"quick": 5, "laptop": 50, "paper": 250}[scale]
+    setup = Setup(architecture, outputs=500, tasks=tasks, seed=seed)
+    stops = checkpoints(tasks, (1, 10, 25, 50, 100, 150, 200))
+    return [
+        Cell("SupSup", setup, SupSup, (GNU_H,), _BATCHES[scale], stops),
+        Cell("BatchE", setup, BatchE, (GG, BATCHE_H, BATCHE_FULL), _BATCHES[scale], stops),
+    ]
+
+
+def thousands(scale: Scale, seed: int) -> list[Cell]:
+    """Told in training (GNu) beside never told (NNs)."""
+    tasks = {"quick": 5, "laptop": 100, "paper": 2500}[scale]
+    setup = Setup(outputs=500, tasks=tasks, seed=seed)
+    stops = checkpoints(tasks, (10, 50, 100, 250, 500, 1000, 1500, 2000))
+    rules: dict[RuleName, str] = {"paper": "SupSup, the paper's rule", "loss": "SupSup, the daemon's rule"}
+    told = Cell("SupSup", setup, SupSup, (GNU_H, GNU_EXACT), _BATCHES[scale], stops)
+    return [told] + [
+        Cell(name, setup, partial(Untold, rule=rule), (NNS_H, NNS_EXACT), _BATCHES[scale], stops)
+        for rule, name in rules.items()
+    ]
+
+
+def output_size(scale: Scale, seed: int) -> list[Cell]:
+    """How many outputs it takes to find the task."""
+    tasks = {"quick": 5, "laptop": 100, "paper": 250}[scale]
+    architectures = ("lenet-300-100", "fc-1024-1024") if scale == "paper" else ("lenet-300-100",)
+    stops = checkpoints(tasks, (1, 10, 25, 50, 100, 150, 200))
+    return [
+        Cell(f"{architecture}, s = {outputs}", setup, SupSup, (GNU_H, GNU_G, GNU_EXACT), _BATCHES[scale], stops)
+        for architecture in architectures
+        for outputs in (25, 100, 200)
+        for setup in [Setup(architecture, outputs=outputs, tasks=tasks, seed=seed)]
+    ]
+
+
+def limits(scale: Scale, seed: int) -> list[Cell]:
+    """Where finding the task gets hard: tasks that differ little, or only in their labels."""
+    batches = {"quick": 60, "laptop": 1000, "paper": 1000}[scale]
+    kinds: dict[Kind, str] = {
+        "permuted": "other permutations",
+        "rotated": "10 degrees apart",
+        "split": "two digits each",
+        "label-permuted": "same images, other labels",
+    }
+    top = MaskSettings("top-k")
+    methods: dict[str, Asked] = {
+        "told": (partial(SupSup, masks=top), (GG, GNU_H, GNU_FULL, GNU_ROW, GNU_EXACT)),
+        "paper's rule": (partial(Untold, rule="paper", masks=top), (NNS_EXACT,)),
+        "daemon's rule": (partial(Untold, rule="loss", masks=top), (NNS_EXACT,)),
+    }
+    setup = Setup(outputs=500, tasks=5, seed=seed, optimiser=_ADAM)
+    return [
+        Cell(f"{name}, {who}", setup, *asked, batches, (5,), kind)
+        for kind, name in kinds.items()
+        for who, asked in methods.items()
+    ]
+
+
+def hundred(scale: Scale, seed: int) -> list[Cell]:
+    """A hundred permutations: SupSup in every scenario, and every baseline."""
+    tasks = 5 if scale == "quick" else 100
+    batches = {"quick": 60, "laptop": 300, "paper": 1000}[scale]
+    setup = Setup(outputs=500, tasks=tasks, seed=seed)
+    return [
+        Cell(name, setup, *asked, batches, checkpoints(tasks, (1, 10, 50))) for name, asked in _every_method().items()
+    ]
+
+
+def _every_method() -> dict[str, Asked]:
+    told = (GG,)
+    replay = partial(ExperienceReplay, capacity=_REPLAYED)
+    return {
+        "SupSup": (SupSup, (GG, GNU_H, GNU_ROW, GNU_EXACT)),
+        "SupSup, transfer": (partial(SupSup, masks=MaskSettings(transfer=True)), (GG, GNU_H, GNU_EXACT)),
+        "SupSup, never told": (Untold, (NNS_H, NNS_EXACT)),
+        "BatchE": (BatchE, (GG, BATCHE_H)),
+        "BatchE, random weights": (partial(BatchE, random_weights=True), told),
+        "PSP": (ParameterSuperposition, told),
+        "PSP, binary contexts": (partial(ParameterSuperposition, contexts="binary"), told),
+        "Separate Heads": (SeparateHeads, told),
+        "Separate Heads, random trunk": (partial(SeparateHeads, random_trunk=True), told),
+        "Online EWC": (OnlineEWC, (GNS,)),
+        "Online EWC, labels of each task's own": (partial(OwnLabels, make=OnlineEWC), (GNS,)),
+        "Replay of 2000 images": (replay, (GNS,)),
+        "Replay, labels of each task's own": (partial(OwnLabels, make=replay), (GNS,)),
+        "Lower Bound": (LowerBound, told),
+        "Upper Bound": (UpperBound, told),
+    }
+
+
+def variants(scale: Scale, seed: int) -> list[Cell]:
+    """Kind of mask, density, optimiser, initialisation."""
+    tasks = {"quick": 2, "laptop": 5, "paper": 10}[scale]
+    optimisers = {"RMSprop": OptimiserChoice("rmsprop", 1e-4), "Adam": _ADAM, "SGD": OptimiserChoice("sgd")}
+    masks = {
+        "threshold": MaskSettings("threshold"),
+        **{f"top {keep:.0%}": MaskSettings("top-k", keep) for keep in (0.05, 0.1, 0.3, 0.5, 0.7)},
+    }
+    return [
+        Cell(f"{kept}, {optimiser}, {init}", setup, partial(SupSup, masks=made), (GG, GNU_EXACT), batches, (tasks,))
+        for init in ("signed-constant", "kaiming-normal")
+        for optimiser, choice in optimisers.items()
+        for kept, mask in masks.items()
+        for setup in [Setup(outputs=500, tasks=tasks, seed=seed, optimiser=choice)]
+        for made in [MaskSettings(mask.variant, mask.keep_fraction, init)]
+        for batches in [_BATCHES[scale] // 2]
+    ]
