@@ -11,6 +11,7 @@ from daemon.checkpoint import ANSWERS_FIELD, STREAM_FIELD, stream_fields
 from daemon.records import AnswerMark
 from daemon.redis_keys import BANK_NAME
 from supsup_online import codec, models
+from supsup_online.bitpack import MaskLayout
 from supsup_online.bank_file import MAX_NUMBER, decode_fields, mask_ids
 from supsup_online.errors import CodecError, SpecError
 from supsup_online.network import Network
@@ -123,13 +124,13 @@ class BankCheck:
             if len(value) > _MOST_SPEC_BYTES:
                 raise CodecError(f"{name} is longer than {_MOST_SPEC_BYTES} characters")
         spec = BankSpec.from_text(text)
-        count = models.build(spec.architecture, spec.input_shape, spec.outputs).weight_count
+        layout = MaskLayout.of(models.build(spec.architecture, spec.input_shape, spec.outputs))
         # Before any weight is drawn: a mask's size says how many there can be.
         for mask_id in mask_ids(self.sizes):
-            if self.sizes[f"mask:{mask_id}"] != codec.mask_bytes(count):
+            if self.sizes[f"mask:{mask_id}"] != codec.mask_bytes(layout):
                 raise CodecError(f"mask:{mask_id} has not the size of a mask of {spec.architecture}")
         stored = text["fingerprint"]
-        if mask_ids(self.sizes) or count <= _MOST_WEIGHTS_UNASKED:
+        if mask_ids(self.sizes) or layout.weight_count <= _MOST_WEIGHTS_UNASKED:
             self.network = Network.build(spec)
             if stored != self.network.fingerprint:
                 raise CodecError(

@@ -21,11 +21,22 @@ from supsup_online.errors import SpecError
 from supsup_online.layers import MaskedLayer, Shape
 
 EPSILON: Final = 1e-5  # torch's own; it stands beside a variance
+_NEWEST: Final = 0.1  # least weight of the newest batch, as in torch
 
 
 def statistics_count(channels: tuple[int, ...]) -> int:
     """F, the numbers kept for normalisations of so many channels; 0 where there are none."""
     return 1 + 2 * sum(channels) if channels else 0
+
+
+def fold(kept: Tensor, noted: Tensor) -> None:
+    """Take the statistics of one more batch (F,) into those kept (F,), in place: a mean over the first, then a running one.
+
+    The count is exact up to 2**24 batches; from ten on it says nothing any more.
+    """
+    weight = max(_NEWEST, 1 / (float(kept[0]) + 1))
+    kept[1:].lerp_(noted[1:], weight)
+    kept[0] += 1
 
 
 @dataclass(slots=True)
