@@ -7,8 +7,8 @@ and a count of ones needs no masking. LeNet 300-100 on MNIST with 500 outputs: 3
 bytes.
 
 Where a network's normalisations keep statistics (`parts`), those are part of a mask: F float32 lie behind the bits in
-the same array of words, little-endian, and zeros fill up the last word. Whoever stacks, copies or swaps masks moves them
-along without knowing; whoever counts ones looks at the first `bit_words` only.
+the same array of words, little-endian, and zeros fill up the last word. Whoever stacks, copies or swaps masks moves
+them along without knowing; whoever counts ones looks at the first `bit_words` only.
 
 The bytes that are stored (`codec`) hold no padding; that is a matter of storage, this one of speed.
 """

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,14 +40,16 @@ class Network:
     fingerprint: str
 
     @classmethod
-    def build(cls, spec: BankSpec, device: torch.device | str = "cpu") -> "Network":
-        """Regenerate the network of a spec. Deterministic: same spec, same bytes.
+    def build(
+        cls, spec: BankSpec, device: torch.device | str = "cpu", *, weights_file: Path | None = None
+    ) -> "Network":
+        """Regenerate the network of a spec; trained weights come from their file. Same spec, same bytes.
 
         Raises:
-            SpecError: unknown architecture, or a network too large.
+            SpecError: unknown architecture, or a network too large; or (WeightsFileError) the file is not the spec's.
         """
         architecture = models.build(spec.architecture, spec.input_shape, spec.outputs)
-        frozen = weights.generate(architecture, spec.weight_seed, spec.weight_init)
+        frozen = weights.generate(architecture, spec.weight_seed, spec.weight_init, weights_file)
         return cls(
             spec=spec,
             architecture=architecture,

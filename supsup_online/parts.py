@@ -30,9 +30,9 @@ def statistics_count(channels: tuple[int, ...]) -> int:
 
 
 def fold(kept: Tensor, noted: Tensor) -> None:
-    """Take the statistics of one more batch (F,) into those kept (F,), in place: a mean over the first, then a running one.
+    """Take the statistics of one more batch (F,) into those kept (F,), in place.
 
-    The count is exact up to 2**24 batches; from ten on it says nothing any more.
+    The mean of the first ten batches, then a running one. The count is exact up to 2**24, and then stands still.
     """
     weight = max(_NEWEST, 1 / (float(kept[0]) + 1))
     kept[1:].lerp_(noted[1:], weight)
