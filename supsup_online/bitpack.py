@@ -14,6 +14,7 @@ The bytes that are stored (`codec`) hold no padding; that is a matter of storage
 """
 
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,7 +153,7 @@ class MaskLayout:
 
 
 def pack_reference(layout: MaskLayout, mask: Bits) -> Words:
-    """What `MaskLayout.pack` means, one bit at a time."""
+    """What `MaskLayout.pack` means, one bit and one number at a time."""
     words = [0] * layout.word_count
     bit, word = 0, 0
     for rows, columns in layout.shapes:
@@ -160,6 +161,9 @@ def pack_reference(layout: MaskLayout, mask: Bits) -> Words:
             for j in range(columns):
                 words[word + j // WORD_BITS] |= int(mask[bit + j]) << (j % WORD_BITS)
             bit, word = bit + columns, word + _words_per_row(columns)
+    for j, number in enumerate(layout.fresh_statistics.tolist()):
+        (code,) = struct.unpack("<I", struct.pack("<f", number))
+        words[word + j // _FLOATS] |= code << (j % _FLOATS * 32)
     return np.array(words, dtype=np.uint64)
 
 
