@@ -5,13 +5,16 @@ What passes is what a trainer can go on with: the same functions read it there.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from daemon.checkpoint import ANSWERS_FIELD, STREAM_FIELD, stream_fields
+from daemon.networks import regenerated
 from daemon.records import AnswerMark
 from daemon.redis_keys import BANK_NAME
 from supsup_online import codec, models
 from supsup_online.bank_file import MAX_NUMBER, decode_fields, mask_ids
+from supsup_online.bitpack import MaskLayout
 from supsup_online.errors import CodecError, SpecError
 from supsup_online.network import Network
 from supsup_online.optimisers import OPTIMISERS
@@ -56,9 +59,11 @@ class BankCheck:
 
     Args:
         sizes: name -> size in bytes of all entries that will come.
+        weights_file: the bank's trained weights, where it has any.
     """
 
     sizes: Mapping[str, int]
+    weights_file: Path | None = None
     network: Network | None = None
     _about: dict[str, str] = field(default_factory=dict)
     _spec: dict[str, str] = field(default_factory=dict)
@@ -71,6 +76,7 @@ class BankCheck:
 
         Raises:
             CodecError: it makes no sense; the message names the entry.
+            ConfigError: the bank's weights are trained, and their file is not given, or is another one.
         """
         kind, _, rest = name.partition(":")
         try:
@@ -123,14 +129,14 @@ class BankCheck:
             if len(value) > _MOST_SPEC_BYTES:
                 raise CodecError(f"{name} is longer than {_MOST_SPEC_BYTES} characters")
         spec = BankSpec.from_text(text)
-        count = models.build(spec.architecture, spec.input_shape, spec.outputs).weight_count
+        layout = MaskLayout.of(models.build(spec.architecture, spec.input_shape, spec.outputs))
         # Before any weight is drawn: a mask's size says how many there can be.
         for mask_id in mask_ids(self.sizes):
-            if self.sizes[f"mask:{mask_id}"] != codec.mask_bytes(count):
+            if self.sizes[f"mask:{mask_id}"] != codec.mask_bytes(layout):
                 raise CodecError(f"mask:{mask_id} has not the size of a mask of {spec.architecture}")
         stored = text["fingerprint"]
-        if mask_ids(self.sizes) or count <= _MOST_WEIGHTS_UNASKED:
-            self.network = Network.build(spec)
+        if mask_ids(self.sizes) or layout.weight_count <= _MOST_WEIGHTS_UNASKED:
+            self.network = regenerated(spec, self.weights_file)
             if stored != self.network.fingerprint:
                 raise CodecError(
                     f"weights regenerated from seed {spec.weight_seed} have fingerprint "

@@ -11,6 +11,7 @@ to what is read at once, so tries come to an end.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import redis
@@ -194,38 +195,49 @@ def _there(value: Any, key: str) -> Any:
 # -- checking
 
 
-def check(file: BankFile, entry: Callable[[str, bytes], object] = lambda _name, _payload: None) -> BankSummary:
+def check(
+    file: BankFile,
+    entry: Callable[[str, bytes], object] = lambda _name, _payload: None,
+    weights_file: Path | None = None,
+) -> BankSummary:
     """Read a whole bank file and check everything; one entry is held at a time.
 
     Args:
         file: what to read.
         entry: told each entry when it was checked; to be believed once this function has returned.
+        weights_file: the bank's trained weights, where it has any.
 
     Raises:
+        ConfigError: the bank's weights are trained, and their file is not given, or is another one.
         BankMismatchError: the file is damaged, or does not make sense.
     """
     try:
-        return _checked(file.entries, file.payloads(), entry)
+        return _checked(file.entries, file.payloads(), entry, weights_file)
     except CodecError as error:
         raise BankMismatchError(str(error)) from error
 
 
-def check_entries(entries: Mapping[str, bytes]) -> BankSummary:
+def check_entries(entries: Mapping[str, bytes], weights_file: Path | None = None) -> BankSummary:
     """Check a snapshot like a file.
 
     Raises:
+        ConfigError: as `check`.
         BankMismatchError: something is damaged, or does not make sense.
     """
     try:
-        return _checked({name: len(payload) for name, payload in entries.items()}, entries.items(), lambda *_: None)
+        sizes = {name: len(payload) for name, payload in entries.items()}
+        return _checked(sizes, entries.items(), lambda *_: None, weights_file)
     except CodecError as error:
         raise BankMismatchError(str(error)) from error
 
 
 def _checked(
-    sizes: Mapping[str, int], payloads: Iterable[tuple[str, bytes]], entry: Callable[[str, bytes], object]
+    sizes: Mapping[str, int],
+    payloads: Iterable[tuple[str, bytes]],
+    entry: Callable[[str, bytes], object],
+    weights_file: Path | None,
 ) -> BankSummary:
-    checking = BankCheck(sizes)
+    checking = BankCheck(sizes, weights_file)
     for name, payload in payloads:
         checking.take(name, payload)
         entry(name, payload)

@@ -55,7 +55,7 @@ def run_trainer(settings: Settings, announce: Callable[[str], None]) -> None:
             settings = _with_servers(stack, settings, announce)
         telemetry = start_telemetry(stack, settings)
         try:
-            network = Network.build(spec, pick_device(settings.device))
+            network = Network.build(spec, pick_device(settings.device), weights_file=settings.weights_file)
             OnlineLearner(network, settings.learner())  # refused here, before anything is waited for
         except SpecError as error:
             raise ConfigError(str(error)) from error

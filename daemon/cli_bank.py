@@ -65,7 +65,7 @@ def masks_list(*, as_json: bool, **_: Any) -> None:
 
 @masks.command("show", epilog="\b\nExample:\n  supsup-daemon masks show 3")
 @click.argument("mask_id", type=click.IntRange(min=0))
-@_reading_options
+@options.setting_options("redis", "bank", "weights_file", *connections.REDIS_OPTIONS)
 @_json_option
 def masks_show(mask_id: int, *, as_json: bool, **_: Any) -> None:
     """Everything about one mask, the share of edges it keeps in each layer included."""
@@ -74,7 +74,7 @@ def masks_show(mask_id: int, *, as_json: bool, **_: Any) -> None:
             raise BankMismatchError(
                 f"bank {reader.keys.bank!r} holds no mask {mask_id}; see `supsup-daemon masks list`"
             )
-        network = reader.network(reader.spec())
+        network = reader.network(reader.spec(), options.current_settings().weights_file)
         words = reader.masks(network, [mask_id])[mask_id]
         shown: dict[str, Any] = dict(reader.stats_text([mask_id])[0])
         shown["bytes"] = reader.client.strlen(reader.keys.mask(mask_id))

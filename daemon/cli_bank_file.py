@@ -25,7 +25,7 @@ from supsup_online.errors import CodecError
 _STDOUT: Final = Path("-")
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-_redis_options = options.setting_options("redis", "bank", *connections.REDIS_OPTIONS)
+_redis_options = options.setting_options("redis", "bank", "weights_file", *connections.REDIS_OPTIONS)
 _to_write = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 _to_read = click.Path(dir_okay=False, exists=True, path_type=Path)
 
@@ -56,7 +56,7 @@ def bank_export(file: Path, *, force: bool, as_json: bool, **_: Any) -> None:
         with _progress("reading", snapshots.expected_bytes()) as bar:
             snapshots.read = bar.update
             entries = snapshots.take()
-    summary = bank_transfer.check_entries(entries)
+    summary = bank_transfer.check_entries(entries, options.current_settings().weights_file)
     with _progress("writing", sum(map(len, entries.values()))) as bar:
         if file == _STDOUT:
             written = write_bank(sys.stdout.buffer, entries, bar.update)
@@ -92,7 +92,7 @@ def bank_import(file: Path, *, replace: bool, as_json: bool, **_: Any) -> None:
             entries[name] = payload
             bar.update(len(payload))
 
-        summary = bank_transfer.check(source, keep)
+        summary = bank_transfer.check(source, keep, settings.weights_file)
     name = summary.bank if options.origins_of(context)["bank"] == "default" else settings.bank
     with redis_client.connect(settings.redis, security=connections.redis_client(settings)) as client:
         done = bank_transfer.put(client, BankKeys(name), entries, summary, replace=replace)
@@ -114,13 +114,16 @@ def bank_verify(file: Path | None, *, as_json: bool, **_: Any) -> None:
     statistic and position. The exit code is 65 when something is damaged.
     """
     if file is not None:
-        options.current_settings()
+        settings = options.current_settings()
         with _opened(file) as source, _progress("checking", source.size) as bar:
-            summary = bank_transfer.check(source, lambda _name, payload: bar.update(len(payload)))
+            summary = bank_transfer.check(
+                source, lambda _name, payload: bar.update(len(payload)), settings.weights_file
+            )
             _show(summary, {"file": str(file), "bytes": source.size}, as_json=as_json)
         return
     with _reader() as reader:
-        summary = bank_transfer.check_entries(bank_transfer.Snapshots(reader).take())
+        entries = bank_transfer.Snapshots(reader).take()
+        summary = bank_transfer.check_entries(entries, options.current_settings().weights_file)
     _show(summary, {}, as_json=as_json)
 
 

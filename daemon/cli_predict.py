@@ -40,7 +40,7 @@ Piece = tuple[NDArray[np.generic], NDArray[np.int64] | None]
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
-@options.setting_options("redis", "bank", "novel_margin", *connections.REDIS_OPTIONS)
+@options.setting_options("redis", "bank", "novel_margin", "weights_file", *connections.REDIS_OPTIONS)
 @click.option(
     "--inference",
     type=click.Choice(get_args(Inference)),
@@ -101,7 +101,7 @@ def _snapshot(settings: Any) -> Iterator[Snapshot]:
     client = redis_client.connect(settings.redis, security=connections.redis_client(settings))
     try:
         reader = BankReader(client, settings.bank)
-        follower = Follower(reader, reader.network(reader.spec()))
+        follower = Follower(reader, reader.network(reader.spec(), settings.weights_file))
         follower.catch_up()
         yield follower.snapshot
     except RedisError as error:

@@ -119,7 +119,7 @@ def measure_network(settings: Settings, device: torch.device, rows: int) -> Meas
     """
     with _threads(settings.threads):
         try:
-            network = Network.build(settings.bank_spec(), device)
+            network = Network.build(settings.bank_spec(), device, weights_file=settings.weights_file)
             learner = OnlineLearner(network, replace(settings.learner(), detector="none", decision_every=10_000))
         except SpecError as error:
             raise ConfigError(str(error)) from error

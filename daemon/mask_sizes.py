@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Final
 
-from supsup_online import models
+from supsup_online import codec, models
 from supsup_online.bitpack import MaskLayout
 from supsup_online.spec import BankSpec
 
-_MASK_HEADER: Final = 40
 _STATE_HEADER: Final = 56
 _TEXT: Final = 1024  # statistics, an entry of the index, and what Redis needs for the keys: some 600, rounded up
 
@@ -40,8 +39,8 @@ class MaskSizes:
             SpecError: there is no such network.
         """
         layout = MaskLayout.of(models.build(spec.architecture, spec.input_shape, spec.outputs))
-        blob = _MASK_HEADER + -(-layout.weight_count // 8)
-        scores = 4 * layout.weight_count * (1 + moments)
+        blob = codec.mask_bytes(layout)
+        scores = 4 * (layout.weight_count * (1 + moments) + layout.statistics_count)
         return cls(
             weights=4 * layout.weight_count,
             packed=8 * layout.word_count,

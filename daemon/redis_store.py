@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 import redis
@@ -17,6 +18,7 @@ from redis.exceptions import ReadOnlyError, RedisError
 from daemon import redis_restart
 from daemon.errors import BankMismatchError, DeniedError, LostGroundError
 from daemon.lease import Term
+from daemon.networks import regenerated
 from daemon.redis_keys import BankKeys
 from daemon.redis_replies import answering, reading
 from daemon.refusals import RIGHTS_PAGE
@@ -140,10 +142,8 @@ class BankReader:
     def events(self, after: str = "-", count: int = 1000) -> list[tuple[str, dict[str, str]]]:
         """(entry id, fields) of the event stream behind `after`, oldest first."""
         start = after if after == "-" else f"({after}"
-        return [
-            (entry.decode(), as_text(fields))
-            for entry, fields in self.client.xrange(self.keys.events, start, "+", count)
-        ]
+        found = self.client.xrange(self.keys.events, start, "+", count)
+        return [(entry.decode(), as_text(fields)) for entry, fields in found]
 
     def masks(self, network: Network, mask_ids: Sequence[int]) -> dict[int, Words]:
         """Packed masks by id.
@@ -159,13 +159,13 @@ class BankReader:
                     found[mask_id] = codec.decode_mask(network, blob or b"")
         return found
 
-    def network(self, spec: BankSpec) -> Network:
+    def network(self, spec: BankSpec, weights_file: Path | None = None) -> Network:
         """The network of a spec, proved by the stored fingerprint of its weights.
 
         Raises:
-            BankMismatchError: the regenerated weights are not those the masks were trained over.
+            ConfigError, BankMismatchError: see `networks.regenerated` and `check_fingerprint`.
         """
-        network = Network.build(spec)
+        network = regenerated(spec, weights_file)
         self.check_fingerprint(network)
         return network
 
@@ -294,7 +294,7 @@ class RedisStore(BankReader):
         if differences := network.spec.differences(self.spec()):
             raise BankMismatchError(
                 f"bank {self.keys.bank!r} was made with other settings (yours, the bank's): {'; '.join(differences)}. "
-                "Use the bank's settings, or another --bank."
+                "Use the bank's settings (weights_file for trained weights), or another --bank."
             )
 
     def load(self, network: Network, optimiser: Optimiser, warm: WarmMasks | None = None) -> StoredBank:

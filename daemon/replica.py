@@ -180,7 +180,8 @@ class Replica:
         if not there:
             _pause(self.settings.poll_interval_s, stopped)
             return
-        follower = Follower(self.reader, self.reader.network(self.reader.spec()))
+        network = self.reader.network(self.reader.spec(), self.settings.weights_file)
+        follower = Follower(self.reader, network)
         follower.catch_up()
         self.follower = follower
         snapshot = follower.snapshot

@@ -118,14 +118,19 @@ class Settings(BaseModel):
     redis_cert_file: OptionalPath = Field(None, description="PEM file of our certificate, if Redis asks for one.")
     redis_key_file: OptionalPath = Field(None, description="PEM file of its key, unless that is in the same file.")
 
-    arch: str = Field("lenet-300-100", description="lenet-300-100, fc-1024-1024 or mlp-A-B-... (hidden sizes).")
+    arch: str = Field(
+        "lenet-300-100",
+        description="lenet-300-100, fc-1024-1024, mlp-A-B-... (hidden sizes), conv-A-B-..., resnet18-W or resnet50.",
+    )
     input_shape: Shape = Field((28, 28), description="Shape of one input, for instance 28x28.")
     classes: int = Field(10, ge=2, le=1_000_000, description="Number of labels; they run from 0.")
     outputs: int = Field(500, ge=2, le=1_000_000, description="Network outputs, at least as many as classes.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the frozen weights and of the scores.")
     weight_init: WeightInit = Field("signed-constant", description="signed-constant or kaiming-normal.")
-    variant: VariantName = Field("top-k", description="How scores become a mask: top-k or threshold.")
+    weights_file: OptionalPath = Field(None, description="safetensors file: trained weights to mask.")
+    variant: VariantName = Field("top-k", description="How scores become a mask: top-k, top-m or threshold.")
     keep_fraction: float = Field(0.5, gt=0, le=1, description="Share of edges kept per layer (top-k).")
+    edges_per_channel: int = Field(8, ge=1, lt=2**31, description="Edges kept per channel of a layer (top-m).")
     mean: float = Field(0.1307, allow_inf_nan=False, description="uint8 inputs become (x / 255 - mean) / std.")
     std: float = Field(0.3081, gt=0, allow_inf_nan=False, description="See mean; float32 inputs are taken as they are.")
     budget: int = Field(2500, ge=1, description="Most masks the bank may hold; may change from start to start.")
@@ -231,15 +236,21 @@ class Settings(BaseModel):
                 classes=self.classes,
                 outputs=self.outputs,
                 weight_seed=self.seed,
-                weight_init=self.weight_init,
+                weight_init=self._weight_init(),
                 variant=self.variant,
                 keep_fraction=self.keep_fraction,
+                edges_per_channel=self.edges_per_channel,
                 budget=self.budget,
                 mean=self.mean,
                 std=self.std,
             )
         except SpecError as error:
             raise ConfigError(str(error)) from error
+
+    def _weight_init(self) -> str:
+        from supsup_online.backbone import weight_init_of  # noqa: PLC0415 - see above
+
+        return self.weight_init if self.weights_file is None else weight_init_of(self.weights_file)
 
     def learner(self) -> "LearnerSettings":
         """The learner's part."""
@@ -290,6 +301,7 @@ SERVE_NAMES: Final = (
     "redis",
     "bank",
     *connections.REDIS_OPTIONS,
+    "weights_file",
     "threads",
     "connect_timeout_s",
     "http_token",

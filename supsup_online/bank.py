@@ -81,7 +81,8 @@ class MaskBank:
 
     def density(self, mask_id: int) -> float:
         """Share of edges that the mask keeps."""
-        return int(np.bitwise_count(self.words(mask_id)).sum()) / self.layout.weight_count
+        ones = np.bitwise_count(self.words(mask_id)[: self.layout.bit_words])
+        return int(ones.sum()) / self.layout.weight_count
 
     @property
     def mean(self) -> NDArray[np.float32]:

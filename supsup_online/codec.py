@@ -4,18 +4,19 @@ A mask (what a replica reads; 39,440 bytes for LeNet 300-100 with 500 outputs):
 
     offset  size         what
     0       4            magic "SSMK"
-    4       1            format, 1
+    4       1            format: 1, or 2 for a network whose normalisations keep statistics
     5       3            zero
     8       16           `Network.architecture_hash`: first 16 bytes of sha256 over the layer shapes
     24      8            P, number of weights
     32      ceil(P / 8)  bit i of the mask is bit i % 8 (least significant first) of byte i // 8; bits past P are zero
+    ...     4 F          format 2: the statistics, float32 (`parts` says which)
     end-8   8            checksum: first 8 bytes of sha256 over all bytes before
 
 A hot state (what a trainer needs to go on with the very same bits):
 
     offset  size         what
     0       4            magic "SSHS"
-    4       1            format, 1
+    4       1            format, as above
     5       1            number of moments m
     6       2            zero
     8       16           architecture hash
@@ -24,6 +25,7 @@ A hot state (what a trainer needs to go on with the very same bits):
     40      8            optimiser name, ASCII, padded with zero bytes
     48      4 P          scores, float32
     ...     4 P m        moments, float32, one after the other
+    ...     4 F          format 2: the statistics, float32
     end-8   8            checksum, as above
 
 Every violation raises CodecError and says which; sizes are checked before anything is copied.
@@ -36,7 +38,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from supsup_online.bitpack import Words
+from supsup_online.bitpack import MaskLayout, Statistics, Words
 from supsup_online.errors import CodecError
 from supsup_online.network import Network
 from supsup_online.optimisers import Optimiser, OptimiserState
@@ -46,15 +48,16 @@ _MASK: Final = struct.Struct("<4sB3x16sQ")
 _HOT: Final = struct.Struct("<4sBB2x16sQQ8s")
 _MASK_MAGIC: Final = b"SSMK"
 _HOT_MAGIC: Final = b"SSHS"
-_FORMAT: Final = 1
+_PLAIN: Final = 1
+_WITH_STATISTICS: Final = 2
 _CHECKSUM_BYTES: Final = 8
 
 
 def encode_mask(network: Network, words: Words) -> bytes:
     """A packed mask (word_count,) as bytes."""
     bits = np.packbits(network.layout.unpack(words), bitorder="little").tobytes()
-    header = _MASK.pack(_MASK_MAGIC, _FORMAT, network.architecture_hash, network.architecture.weight_count)
-    return _sealed(header, bits)
+    header = _MASK.pack(_MASK_MAGIC, _format(network), network.architecture_hash, network.architecture.weight_count)
+    return _sealed(header, bits, network.layout.statistics(words).astype("<f4", copy=False).tobytes())
 
 
 def decode_mask(network: Network, blob: bytes) -> Words:
@@ -63,34 +66,34 @@ def decode_mask(network: Network, blob: bytes) -> Words:
     Raises:
         CodecError: not the bytes of a mask of this architecture, or damaged.
     """
-    count = network.architecture.weight_count
-    body = _opened(blob, _MASK.size + -(-count // 8), "mask")
+    count, layout = network.architecture.weight_count, network.layout
+    body = _opened(blob, mask_bytes(layout) - _CHECKSUM_BYTES, "mask")
     magic, version, shape_hash, stored = _MASK.unpack_from(body)
     _check_header(network, (magic, version, shape_hash, stored), _MASK_MAGIC, "mask")
-    packed = np.frombuffer(body, dtype=np.uint8, offset=_MASK.size)
+    packed = np.frombuffer(body, dtype=np.uint8, offset=_MASK.size, count=-(-count // 8))
     if any(body[5:8]) or (count % 8 and packed[-1] >> (count % 8)):
         raise CodecError("mask: bits that must be zero are set")
     bits = np.unpackbits(packed, count=count, bitorder="little").view(np.bool_)
-    return network.layout.pack(bits)
+    return layout.pack(bits, _statistics(layout, body, _MASK.size + len(packed), "mask"))
 
 
-def mask_bytes(weight_count: int) -> int:
-    """Size of a stored mask over so many weights."""
-    return _MASK.size + -(-weight_count // 8) + _CHECKSUM_BYTES
+def mask_bytes(layout: MaskLayout) -> int:
+    """Size of a stored mask of some layout."""
+    return _MASK.size + -(-layout.weight_count // 8) + 4 * layout.statistics_count + _CHECKSUM_BYTES
 
 
 def encode_hot(network: Network, optimiser: Optimiser, hot: HotMask) -> bytes:
     """Scores and optimiser state of a mask in training as bytes."""
     header = _HOT.pack(
         _HOT_MAGIC,
-        _FORMAT,
+        _format(network),
         len(hot.optimiser.moments),
         network.architecture_hash,
         network.architecture.weight_count,
         hot.optimiser.step,
         optimiser.name.encode("ascii"),
     )
-    vectors = [hot.scores, *hot.optimiser.moments]
+    vectors = [hot.scores, *hot.optimiser.moments, hot.statistics]
     return _sealed(header, *(v.cpu().numpy().astype("<f4", copy=False).view(np.uint8).data for v in vectors))
 
 
@@ -104,16 +107,18 @@ def decode_hot(network: Network, optimiser: Optimiser, blob: bytes) -> HotMask |
         raise CodecError(f"hot state: {len(blob)} bytes are shorter than its header")
     magic, version, moments, shape_hash, count, step, name = _HOT.unpack_from(blob)
     _check_header(network, (magic, version, shape_hash, count), _HOT_MAGIC, "hot state")
-    body = _opened(blob, _HOT.size + 4 * count * (1 + moments), "hot state")
+    behind = _HOT.size + 4 * count * (1 + moments)
+    body = _opened(blob, behind + 4 * network.layout.statistics_count, "hot state")
     if any(body[6:8]):
         raise CodecError("hot state: bits that must be zero are set")
     if name.rstrip(b"\0") != optimiser.name.encode("ascii") or moments != optimiser.moment_count:
         return None
-    vectors = np.frombuffer(body, dtype="<f4", offset=_HOT.size).reshape(1 + moments, count)
+    vectors = np.frombuffer(body, dtype="<f4", offset=_HOT.size, count=count * (1 + moments)).reshape(-1, count)
     if not np.isfinite(vectors).all():
         raise CodecError("hot state: a number is not finite")
     scores, *rest = (torch.from_numpy(v.astype(np.float32)).to(network.device) for v in vectors)
-    return HotMask(scores, OptimiserState(step, rest))
+    statistics = torch.from_numpy(_statistics(network.layout, body, behind, "hot state")).to(network.device)
+    return HotMask(scores, OptimiserState(step, rest), statistics)
 
 
 def optimiser_of(blob: bytes) -> str:
@@ -129,6 +134,20 @@ def optimiser_of(blob: bytes) -> str:
         return name.rstrip(b"\0").decode("ascii")
     except UnicodeDecodeError as error:
         raise CodecError(f"hot state: {name!r} is no name of an optimiser") from error
+
+
+def _statistics(layout: MaskLayout, body: memoryview, offset: int, what: str) -> Statistics:
+    """The statistics at the end of a body."""
+    found = np.frombuffer(body, dtype="<f4", offset=offset).astype(np.float32)
+    if not np.isfinite(found).all():
+        raise CodecError(f"{what}: a number is not finite")
+    if (found[layout.variances] < 0).any() or (found[:1] < 0).any() or (found[:1] % 1).any():
+        raise CodecError(f"{what}: a variance is negative, or the count of batches is no whole number")
+    return found
+
+
+def _format(network: Network) -> int:
+    return _WITH_STATISTICS if network.layout.statistics_count else _PLAIN
 
 
 def _sealed(*parts: bytes | memoryview) -> bytes:
@@ -153,7 +172,7 @@ def _check_header(network: Network, header: tuple[bytes, int, bytes, int], magic
     found_magic, version, shape_hash, count = header
     if found_magic != magic:
         raise CodecError(f"{what}: starts with {found_magic!r}, not with {magic!r}")
-    if version != _FORMAT:
-        raise CodecError(f"{what}: format {version} is not the one this version reads ({_FORMAT})")
+    if version != _format(network):
+        raise CodecError(f"{what}: format {version} is not the one this network's have ({_format(network)})")
     if shape_hash != network.architecture_hash or count != network.architecture.weight_count:
         raise CodecError(f"{what}: belongs to another architecture than {network.architecture.name}")

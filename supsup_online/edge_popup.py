@@ -4,10 +4,12 @@ Every edge has a real *score*. The forward pass keeps some edges (the *mask*) an
 weights; the backward pass goes straight through the choice: the gradient of the loss to an edge's score is the
 gradient to the effective weight times the frozen weight, whether the edge was kept or not.
 
-Two variants choose the mask:
+Three variants choose the mask:
 
 * `TopK`: exactly the `keep_fraction` of each layer with the largest abs(score); ties go to the lower index. The
   gradient passes through abs, that is, it takes the sign of the score.
+* `TopM`: the same with as many edges per layer as it has inputs and outputs, times m (the paper's ImageNet and CIFAR
+  experiments): wide layers become sparser than narrow ones.
 * `Threshold`: every edge whose score is >= 0 (the paper's MNIST experiments).
 
 Scores come from a seed (`initial_scores`: Kaiming uniform with a = sqrt 5, so uniform on +-1/sqrt(fan_in)), from the
@@ -16,6 +18,7 @@ mean of the masks learnt so far (`transferred_scores`), or from the bits of a ma
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,23 +48,12 @@ class MaskVariant(Protocol):
         """Scores between those of a fresh mask, `drawn`, and the share of masks that keep an edge, `mean`."""
 
 
-@dataclass(frozen=True, slots=True)
-class TopK:
-    """Keep exactly `kept(n)` of a layer's n edges: those with the largest abs(score).
+class Largest:
+    """Keep exactly `kept(shape)` of a layer's edges: those with the largest abs(score)."""
 
-    Attributes:
-        keep_fraction: share of edges kept, in (0, 1].
-    """
-
-    keep_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.keep_fraction <= 1.0:
-            raise SpecError(f"keep_fraction must lie in (0, 1], not {self.keep_fraction}")
-
-    def kept(self, edges: int) -> int:
-        """Number of edges kept of `edges`: rounded down, at least one."""
-        return max(1, int(self.keep_fraction * edges))
+    def kept(self, shape: Sequence[int]) -> int:
+        """Number of edges kept of a layer whose weight has this shape: at least one."""
+        raise NotImplementedError
 
     def select(self, scores: Tensor) -> Tensor:
         """Exact top-k by selection, not by sorting: linear in the number of edges."""
@@ -70,7 +62,7 @@ class TopK:
             return self._select_on_device(magnitude)
         # abs(float32) >= 0, so its bits as an integer order like the number, and integers select faster.
         keys = magnitude.numpy().reshape(-1).view(np.int32)
-        kept = self.kept(keys.size)
+        kept = self.kept(scores.shape)
         threshold = np.partition(keys, keys.size - kept)[keys.size - kept]
         mask = keys >= threshold
         surplus = int(np.count_nonzero(mask)) - kept
@@ -82,7 +74,7 @@ class TopK:
         flat = magnitude.flatten()
         order = torch.sort(flat, descending=True, stable=True).indices
         mask = torch.zeros_like(flat, dtype=torch.bool)
-        mask.scatter_(0, order[: self.kept(flat.numel())], value=True)
+        mask.scatter_(0, order[: self.kept(magnitude.shape)], value=True)
         return mask.view(magnitude.shape)
 
     def through(self, gradient: Tensor, scores: Tensor) -> Tensor:
@@ -104,6 +96,46 @@ class TopK:
 
 
 @dataclass(frozen=True, slots=True)
+class TopK(Largest):
+    """Keep the same share of each layer.
+
+    Attributes:
+        keep_fraction: that share, in (0, 1].
+    """
+
+    keep_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.keep_fraction <= 1.0:
+            raise SpecError(f"keep_fraction must lie in (0, 1], not {self.keep_fraction}")
+
+    def kept(self, shape: Sequence[int]) -> int:
+        """That share, rounded down, at least one."""
+        return max(1, int(self.keep_fraction * math.prod(shape)))
+
+
+@dataclass(frozen=True, slots=True)
+class TopM(Largest):
+    """Keep m edges per channel of a layer, inputs and outputs counted, and never more than half of its edges.
+
+    That is the paper's density min(0.5, m (out + in) / (out in kh kw)).
+
+    Attributes:
+        edges_per_channel: m, at least 1.
+    """
+
+    edges_per_channel: int = 8
+
+    def __post_init__(self) -> None:
+        if self.edges_per_channel < 1:
+            raise SpecError(f"edges_per_channel must be at least 1, not {self.edges_per_channel}")
+
+    def kept(self, shape: Sequence[int]) -> int:
+        """Of a layer (out, in, ...), at least one."""
+        return max(1, min(math.prod(shape) // 2, self.edges_per_channel * (shape[0] + shape[1])))
+
+
+@dataclass(frozen=True, slots=True)
 class Threshold:
     """Keep the edges whose score is >= 0; how many that are is learnt."""
 
@@ -116,7 +148,7 @@ class Threshold:
         return gradient
 
     def rekindle(self, mask: Tensor, unit: Tensor, sign: Tensor, bound: float) -> Tensor:  # noqa: ARG002 - as above
-        """Kept edges in [b/4, b), the others in (-b, -b/4]: a gap around zero, for the same reason as in `TopK`."""
+        """Kept edges in [b/4, b), the others in (-b, -b/4]: a gap around zero, for the same reason as in `Largest`."""
         magnitude = bound * (0.25 + 0.75 * unit)
         return torch.where(mask, magnitude, -magnitude)
 

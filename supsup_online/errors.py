@@ -4,6 +4,7 @@ SupsupError
 ├── BadBatchError    this batch can never be used: put it aside, go on with the next
 ├── CodecError       stored bytes are not what they claim to be: stop, nothing was changed
 ├── SpecError        settings contradict each other or the bank: stop, mend the settings
+│   └── WeightsFileError  the file of a bank's trained weights is missing, damaged or another one
 ├── DataError        a data set is missing or damaged: stop, mend the files
 └── NothingLearntError  there is no mask to answer with: ask again later
 """
@@ -27,6 +28,10 @@ class CodecError(SupsupError):
 
 class SpecError(SupsupError):
     """Settings that contradict each other, or another bank's spec; the message names every field."""
+
+
+class WeightsFileError(SpecError):
+    """The file of trained weights that a bank's masks lie over is not given, unreadable, damaged or another one."""
 
 
 class DataError(SupsupError):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from supsup_online.bitpack import Words
 from supsup_online.device_trainer import DeviceTrainer
-from supsup_online.edge_popup import TopK
+from supsup_online.edge_popup import Largest
 from supsup_online.errors import SpecError
 from supsup_online.kernels import cross_entropy, moving, step
 from supsup_online.network import Network
@@ -102,7 +102,7 @@ class FusedTrainer(EdgePopupTrainer):
         self._noted = np.empty(network.architecture.weight_count, dtype=np.int32)
         self._scales = [float(part.abs().max()) for part in self._weights]
         variant = network.variant
-        self._kept = [variant.kept(size) for size in sizes] if isinstance(variant, TopK) else None
+        self._kept = [variant.kept(part.shape) for part in self._weights] if isinstance(variant, Largest) else None
 
     def __reduce__(self) -> tuple[type["FusedTrainer"], tuple[Network, Optimiser, Precision]]:
         """A copy gets buffers of its own."""

@@ -140,12 +140,15 @@ def binary(network: Network, masks: Masks, x: Tensor, objective: Objective = "H"
 
 
 def exact_entropies(network: Network, masks: Masks, x: Tensor) -> Floats:
-    """Output entropy of every row under every mask: masks (k, word_count), x (n, ...) -> float32 (k, n)."""
+    """Output entropy of every row under every mask: masks (k, word_count), x (n, ...) -> float32 (k, n).
+
+    Normalised by the statistics of these rows, as in training, whose running entropy this is compared with.
+    """
     return _under_each(network, masks, x, entropy)
 
 
 def exact_losses(network: Network, masks: Masks, x: Tensor, y: Tensor) -> Floats:
-    """Cross-entropy of every labelled row under every mask: y (n,) -> float32 (k, n)."""
+    """Cross-entropy of every labelled row under every mask: y (n,) -> float32 (k, n). Normalised as in training."""
     return _under_each(network, masks, x, lambda logits: _cross_entropy(logits, y))
 
 
@@ -167,5 +170,5 @@ def _objective(network: Network, objective: Objective) -> Callable[[Tensor], Ten
 
 
 def _under_each(network: Network, masks: Masks, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> Floats:
-    found = [reduce(logits).cpu().numpy() for logits in many_masks.exact_logits(network, masks, x)]
+    found = [reduce(logits).cpu().numpy() for logits in many_masks.exact_logits(network, masks, x, by_batch=True)]
     return np.concatenate([np.zeros((0, len(x)), dtype=np.float32), *found])

@@ -159,7 +159,7 @@ class OnlineLearner:
         if mask_id is None:
             return None
         evaluation = self.trainer.evaluate(self._heat(mask_id), x, y)
-        if not bool(evaluation.mean_loss.isfinite()):
+        if not evaluation.is_finite:
             raise BadBatchError("not-finite", "the loss of this batch is not a finite number: are the inputs scaled?")
         return evaluation
 

@@ -70,8 +70,12 @@ def masked_dots_reference(layout: MaskLayout, masks: Words, vector: Floats) -> F
     return np.concatenate([*chunks, np.zeros(0)]).astype(np.float32)
 
 
-def exact_logits(network: Network, masks: Masks, x: Tensor, slots: Slots | None = None) -> Iterator[Tensor]:
+def exact_logits(
+    network: Network, masks: Masks, x: Tensor, slots: Slots | None = None, *, by_batch: bool = False
+) -> Iterator[Tensor]:
     """Logits of prepared inputs (n, ...) under packed masks (k, word_count), or under those in some slots.
+
+    Each mask's kept statistics normalise, where it has any; `by_batch`: those of these inputs, as in training.
 
     Returns:
         Pieces (some masks, n, outputs), in the order of the masks or slots.
@@ -79,16 +83,16 @@ def exact_logits(network: Network, masks: Masks, x: Tensor, slots: Slots | None 
     slots = _all(masks) if slots is None else slots
     step = max(1, _AT_ONCE // max(1, len(x) * network.spec.outputs))
     for start in range(0, len(slots), step):
-        yield _exact_logits(network, masks, slots[start : start + step], x)
+        yield _exact_logits(network, masks, slots[start : start + step], x, by_batch=by_batch)
 
 
-def _exact_logits(network: Network, masks: Masks, slots: Slots, x: Tensor) -> Tensor:
+def _exact_logits(network: Network, masks: Masks, slots: Slots, x: Tensor, *, by_batch: bool) -> Tensor:
     if isinstance(masks, Tensor):
         return _exact_on_device(network, chosen(masks, slots), x)
-    if not network.has_kernels:
-        return exact_logits_reference(network, masks[slots], x)
+    if network.device.type != "cpu":
+        return exact_logits_reference(network, masks[slots], x, by_batch=by_batch)
     masks = np.ascontiguousarray(masks)
-    if len(x) <= FEW:
+    if network.is_connected and len(x) <= FEW:
         rows = x.flatten(1).numpy()
         return torch.from_numpy(cpu.exact_logits(network.layout, masks, slots, network.padded_weights, rows))
     out = torch.empty(len(slots), len(x), network.spec.outputs)
@@ -96,13 +100,14 @@ def _exact_logits(network: Network, masks: Masks, slots: Slots, x: Tensor) -> Te
     with torch.no_grad():
         for target, slot in zip(out, slots.tolist(), strict=True):
             cpu.apply_mask(network.layout, masks[slot], network.weights.numpy(), effective.numpy())
-            target.copy_(network.architecture.forward(x, network.architecture.split(effective)))
+            statistics = None if by_batch else network.kept_statistics(masks[slot])
+            target.copy_(network.architecture.forward(x, network.architecture.split(effective), statistics))
     return out
 
 
-def exact_logits_reference(network: Network, masks: Words, x: Tensor) -> Tensor:
+def exact_logits_reference(network: Network, masks: Words, x: Tensor, *, by_batch: bool = False) -> Tensor:
     """What `exact_logits` means, all masks at once: (k, n, outputs)."""
-    rows = [network.logits(x, words) for words in masks]
+    rows = [network.logits(x, words, by_batch=by_batch) for words in masks]
     return torch.stack(rows) if rows else torch.zeros(0, len(x), network.spec.outputs, device=network.device)
 
 

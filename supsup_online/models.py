@@ -11,12 +11,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from supsup_online import convolutional
 from supsup_online.errors import SpecError
 from supsup_online.layers import MaskedLayer, MaskedLinear
+from supsup_online.parts import Chain, Flatten, Flow, Masked, Part
 
 NAMED: Final = {"lenet-300-100": (300, 100), "fc-1024-1024": (1024, 1024)}
 MAX_WEIGHTS: Final = 2**31 - 1
-_MLP = re.compile(r"mlp((?:-[1-9][0-9]{0,6})+)")
+_MLP: Final = re.compile(r"mlp((?:-[1-9][0-9]{0,6})+)")
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,22 @@ class Architecture:
     Attributes:
         name: the name it was built from, for instance `lenet-300-100`.
         input_shape: shape of one input, without the batch axis.
-        layers: in the order in which they are applied.
+        body: what inputs pass through.
     """
 
     name: str
     input_shape: tuple[int, ...]
-    layers: tuple[MaskedLayer, ...]
+    body: Part
+
+    @cached_property
+    def layers(self) -> tuple[MaskedLayer, ...]:
+        """The masked layers, in the order of the flat vector."""
+        return self.body.layers
+
+    @cached_property
+    def is_connected(self) -> bool:
+        """Whether it is nothing but fully connected layers, one after the other."""
+        return all(isinstance(layer, MaskedLinear) for layer in self.layers)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -48,28 +60,42 @@ class Architecture:
         parts = torch.split(flat, list(self.sizes))
         return [part.view(layer.weight_shape) for part, layer in zip(parts, self.layers, strict=True)]
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """Logits (n, outputs) of inputs (n, *input_shape) under the effective weights, one per layer."""
-        x = x.flatten(1)
-        for layer, weight in zip(self.layers, weights, strict=True):
-            x = layer.forward(x, weight)
-        return x
+    def forward(
+        self, x: Tensor, weights: Sequence[Tensor], statistics: Tensor | None = None, noted: Tensor | None = None
+    ) -> Tensor:
+        """Logits (n, outputs) of inputs (n, *input_shape) under the effective weights, one per layer.
+
+        Args:
+            x: inputs.
+            weights: one per layer.
+            statistics: kept ones to normalise by, float32 (F,) (see `parts`); None: those of this batch.
+            noted: where those of this batch are written, float32 (F,), zeros before; None: nowhere.
+        """
+        return self.body.forward(x, Flow(iter(weights), statistics, noted))
 
 
 def build(name: str, input_shape: tuple[int, ...], outputs: int) -> Architecture:
-    """The architecture called `name`: `lenet-300-100`, `fc-1024-1024` or any `mlp-A-B-...` of hidden sizes.
+    """The architecture of a name: `lenet-300-100`, `fc-1024-1024`, `mlp-A-B-...` of hidden sizes, or `convolutional`.
 
     Raises:
-        SpecError: the name is unknown, a size is not positive, or the network would exceed 2**31 - 1 weights.
+        SpecError: the name is unknown, a size is not positive, the inputs are no images or too small for it, or the
+            network would exceed 2**31 - 1 weights.
     """
     if not input_shape or min(input_shape) < 1 or outputs < 1:
         raise SpecError(f"input shape {input_shape} and outputs {outputs} must be positive")
-    sizes = (math.prod(input_shape), *_hidden_sizes(name), outputs)
-    if sum(a * b for a, b in pairwise(sizes)) > MAX_WEIGHTS:
+    body = convolutional.body(name, input_shape, outputs) or _connected(_hidden_sizes(name), input_shape, outputs)
+    architecture = Architecture(name, input_shape, body)
+    if architecture.weight_count > MAX_WEIGHTS:
         raise SpecError(f"{name} on input shape {input_shape} has more than {MAX_WEIGHTS} weights")
+    body.after(input_shape)  # refuses images that are too small
+    return architecture
+
+
+def _connected(hidden: Sequence[int], input_shape: tuple[int, ...], outputs: int) -> Part:
+    sizes = (math.prod(input_shape), *hidden, outputs)
     last = len(sizes) - 2
-    layers = tuple(MaskedLinear(a, b, relu=i < last) for i, (a, b) in enumerate(pairwise(sizes)))
-    return Architecture(name, input_shape, layers)
+    layers = (MaskedLinear(a, b, i < last, f"fc{i + 1}") for i, (a, b) in enumerate(pairwise(sizes)))
+    return Chain((Flatten(), *map(Masked, layers)))
 
 
 def _hidden_sizes(name: str) -> tuple[int, ...]:
@@ -77,4 +103,6 @@ def _hidden_sizes(name: str) -> tuple[int, ...]:
         return NAMED[name]
     if match := _MLP.fullmatch(name):
         return tuple(int(size) for size in match[1].split("-")[1:])
-    raise SpecError(f"unknown architecture {name!r}: choose {', '.join(NAMED)} or mlp-A-B-... (hidden sizes)")
+    raise SpecError(
+        f"unknown architecture {name!r}: choose {', '.join(NAMED)}, mlp-A-B-... (hidden sizes), {convolutional.KNOWN}"
+    )

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from supsup_online import models, weights
 from supsup_online.bitpack import Bits, MaskLayout, Words
 from supsup_online.edge_popup import MaskVariant, initial_scores
 from supsup_online.kernels import cpu
-from supsup_online.layers import MaskedLinear
 from supsup_online.models import Architecture
 from supsup_online.spec import BankSpec
 
@@ -40,14 +40,16 @@ class Network:
     fingerprint: str
 
     @classmethod
-    def build(cls, spec: BankSpec, device: torch.device | str = "cpu") -> "Network":
-        """Regenerate the network of a spec. Deterministic: same spec, same bytes.
+    def build(
+        cls, spec: BankSpec, device: torch.device | str = "cpu", *, weights_file: Path | None = None
+    ) -> "Network":
+        """Regenerate the network of a spec; trained weights come from their file. Same spec, same bytes.
 
         Raises:
-            SpecError: unknown architecture, or a network too large.
+            SpecError: unknown architecture, or a network too large; or (WeightsFileError) the file is not the spec's.
         """
         architecture = models.build(spec.architecture, spec.input_shape, spec.outputs)
-        frozen = weights.generate(architecture, spec.weight_seed, spec.weight_init)
+        frozen = weights.generate(architecture, spec.weight_seed, spec.weight_init, weights_file)
         return cls(
             spec=spec,
             architecture=architecture,
@@ -67,10 +69,10 @@ class Network:
         """The frozen weights as the mask's bits lie: float32 (64 * word_count,), for the CPU's kernels."""
         return self.layout.pad(self.weights.cpu().numpy())
 
-    @cached_property
+    @property
     def is_connected(self) -> bool:
-        """Whether all layers are fully connected."""
-        return all(isinstance(layer, MaskedLinear) for layer in self.architecture.layers)
+        """Whether it is nothing but fully connected layers."""
+        return self.architecture.is_connected
 
     @property
     def has_kernels(self) -> bool:
@@ -89,8 +91,13 @@ class Network:
 
     @property
     def architecture_hash(self) -> bytes:
-        """First 16 bytes of a sha256 over the layer shapes: what a stored mask must match to be read here."""
+        """First 16 bytes of a sha256 over the layer shapes: what a stored mask must match to be read here.
+
+        Of a network with more than connected layers its name comes first: the shapes do not say what lies between.
+        """
         text = ";".join(map(str, (layer.weight_shape for layer in self.architecture.layers)))
+        if not self.is_connected:
+            text = f"{self.architecture.name};{text}"
         return hashlib.sha256(text.encode()).digest()[:16]
 
     def inputs(self, x: NDArray[np.generic]) -> Tensor:
@@ -126,10 +133,20 @@ class Network:
         mask = torch.from_numpy(self.layout.unpack(words)).to(self.device)
         return self.architecture.split(self.weights * mask)
 
-    def logits(self, x: Tensor, words: Words) -> Tensor:
-        """Logits (n, outputs) of prepared inputs under one packed mask; no gradient."""
+    def kept_statistics(self, words: Words) -> Tensor | None:
+        """The statistics kept with a packed mask, float32 (F,), on the device; None where none are."""
+        if not self.layout.statistics_count:
+            return None
+        return torch.from_numpy(self.layout.statistics(words)).to(self.device)
+
+    def logits(self, x: Tensor, words: Words, *, by_batch: bool = False) -> Tensor:
+        """Logits (n, outputs) of prepared inputs under one packed mask; no gradient.
+
+        Normalised by the statistics kept with the mask, so that no row depends on the others, or by those of the batch.
+        """
+        statistics = None if by_batch else self.kept_statistics(words)
         with torch.no_grad():
-            return self.architecture.forward(x, self.masked_weights(words))
+            return self.architecture.forward(x, self.masked_weights(words), statistics)
 
     def select(self, scores: Tensor) -> Bits:
         """The mask (P,) that flat scores (P,) stand for, layer by layer."""

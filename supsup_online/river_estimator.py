@@ -57,7 +57,7 @@ class SupsupClassifier(base.MiniBatchClassifier):  # type: ignore[misc]  # river
             stream is at, which also tells concepts apart that differ only in their labels; it follows a change with
             the first batch that shows it.
         seed: of the frozen weights and of the scores every mask starts from; nothing else is random.
-        architecture, outputs, weight_init, variant, keep_fraction, budget: see `BankSpec`.
+        architecture, outputs, weight_init, variant, keep_fraction, edges_per_channel, budget: see `BankSpec`.
         optimiser, learning_rate: of the scores.
         rule, epsilon, objective, decision_rows, superposed, familiar: see `RuleSettings`.
         tolerance, margin: see `Agreement`.
@@ -98,6 +98,7 @@ class SupsupClassifier(base.MiniBatchClassifier):  # type: ignore[misc]  # river
     weight_init: WeightInit = "signed-constant"
     variant: VariantName = "top-k"
     keep_fraction: float = 0.5
+    edges_per_channel: int = 8
     budget: int = 64
     optimiser: str = "adam"
     learning_rate: float = 0.01
@@ -135,6 +136,7 @@ class SupsupClassifier(base.MiniBatchClassifier):  # type: ignore[misc]  # river
             weight_init=self.weight_init,
             variant=self.variant,
             keep_fraction=self.keep_fraction,
+            edges_per_channel=self.edges_per_channel,
             budget=self.budget,
         )
         settings = LearnerSettings(

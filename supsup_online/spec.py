@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from supsup_online.edge_popup import MaskVariant, Threshold, TopK
+from supsup_online import backbone, weights
+from supsup_online.edge_popup import MaskVariant, Threshold, TopK, TopM
 from supsup_online.errors import SpecError
-from supsup_online.types import VariantName, WeightInit, parse_shape
+from supsup_online.types import VariantName, parse_shape
 
 SCHEMA_VERSION: Final = 1
 CHANGEABLE: Final = frozenset({"budget"})
+LATER: Final = frozenset({"edges_per_channel"})  # not in the specs of older banks, which mean the default
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,10 @@ class BankSpec:
         classes: number of labels; labels are 0 .. classes - 1.
         outputs: network outputs s >= classes; the rest are the superfluous neurons of objective G.
         weight_seed: the only thing kept of the frozen weights; also seeds the scores.
-        weight_init: `signed-constant` or `kaiming-normal`.
-        variant: how scores become a mask, `top-k` or `threshold`.
+        weight_init: `signed-constant`, `kaiming-normal`, or `trained:` and the sha256 of a file (`backbone`).
+        variant: how scores become a mask, `top-k`, `top-m` or `threshold`.
         keep_fraction: share of edges kept per layer by `top-k`.
+        edges_per_channel: the m of `top-m`; older banks do not have it.
         budget: most masks the bank may hold.
         mean, std: uint8 inputs become (x / 255 - mean) / std; float32 inputs are taken as they are.
         schema: version of this record and of the stored layout.
@@ -36,9 +39,10 @@ class BankSpec:
     classes: int = 10
     outputs: int = 500
     weight_seed: int = 0
-    weight_init: WeightInit = "signed-constant"
+    weight_init: str = "signed-constant"
     variant: VariantName = "top-k"
     keep_fraction: float = 0.5
+    edges_per_channel: int = 8
     budget: int = 2500
     mean: float = 0.1307
     std: float = 0.3081
@@ -58,15 +62,21 @@ class BankSpec:
             yield f"outputs ({self.outputs}) must not be fewer than classes ({self.classes})"
         if not 0 <= self.weight_seed < 2**63:
             yield f"weight_seed must lie in 0..2**63-1, not {self.weight_seed}"
+        if self.weight_init not in weights.WEIGHT_INITS and not backbone.is_trained(self.weight_init):
+            yield f"unknown weight initialisation {self.weight_init!r}: choose {' or '.join(weights.WEIGHT_INITS)}"
         if self.budget < 1:
             yield f"budget must be at least 1, not {self.budget}"
         if not (math.isfinite(self.std) and self.std > 0 and math.isfinite(self.mean)):
             yield f"mean {self.mean} and std {self.std} must be finite, std positive"
-        if self.variant not in ("top-k", "threshold"):
-            yield f"unknown mask variant {self.variant!r}: choose top-k or threshold"
+        if self.variant not in get_args(VariantName):
+            yield f"unknown mask variant {self.variant!r}: choose {', '.join(get_args(VariantName))}"
+        if self.edges_per_channel < 1:
+            yield f"edges_per_channel must be at least 1, not {self.edges_per_channel}"
 
     def mask_variant(self) -> MaskVariant:
         """The rule that turns scores into a mask."""
+        if self.variant == "top-m":
+            return TopM(self.edges_per_channel)
         return TopK(self.keep_fraction) if self.variant == "top-k" else Threshold()
 
     def to_text(self) -> dict[str, str]:
@@ -77,7 +87,7 @@ class BankSpec:
 
     @classmethod
     def from_text(cls, text: dict[str, str]) -> "BankSpec":
-        """The inverse of `to_text`; fields it does not know are ignored.
+        """The inverse of `to_text`; fields it does not know are ignored, fields that came later have their default.
 
         Raises:
             SpecError: a field is missing, does not parse or is out of range.
@@ -87,7 +97,7 @@ class BankSpec:
         kinds |= dict.fromkeys(("mean", "std", "keep_fraction"), float)
         kinds["input_shape"] = parse_shape
         try:
-            values = {name: parse(text[name]) for name, parse in kinds.items()}
+            values = {name: parse(text[name]) for name, parse in kinds.items() if name in text or name not in LATER}
         except (KeyError, ValueError) as error:
             raise SpecError(f"the stored spec is damaged: {error!r}") from error
         return cls(**values)

@@ -4,6 +4,9 @@ For fully connected layers on the CPU it is written out, all of it in the layout
 counts of ones become effective weights, and the gradient to those becomes the vector that the masks are multiplied
 with, in place. What is saved is copying between two layouts, and that is most of the time there is for few masks. The
 plain twin, by autograd, is the truth the tests hold it to, and what runs for all other networks.
+
+A superposition is none of the masks, so no statistics are kept for it: it is normalised by those of the inputs at hand,
+of a single image by its own pixels.
 """
 
 from collections.abc import Callable, Iterator

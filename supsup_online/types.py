@@ -16,7 +16,7 @@ Objective = Literal["H", "G"]
 OverBudgetPolicy = Literal["overflow", "evict"]
 Precision = Literal["float32", "bfloat16"]
 OptimiserName = Literal["adam", "rmsprop", "sgd"]
-VariantName = Literal["top-k", "threshold"]
+VariantName = Literal["top-k", "top-m", "threshold"]
 WeightInit = Literal["signed-constant", "kaiming-normal"]
 
 

@@ -19,9 +19,10 @@ def warm_up(network: Network, optimiser: Optimiser | None = None, precision: Pre
 
     A trainer does so before it joins its consumer group: nobody waits then.
     """
-    if not network.has_kernels:
+    if network.device.type != "cpu":
         return
-    x = torch.zeros(many_masks.FEW + 1, *network.spec.input_shape)
+    rows = many_masks.FEW + 1 if network.is_connected else 2  # a pass through a deep network takes its time
+    x = torch.zeros(rows, *network.spec.input_shape)
     trainer = trainer_for(network, optimiser or Adam(), precision)
     hot = trainer.start(0)
     trainer.update(hot, trainer.evaluate(hot, x, torch.zeros(len(x), dtype=torch.int64)))

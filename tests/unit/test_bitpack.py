@@ -11,7 +11,8 @@ from supsup_online.errors import CodecError
 from unit import tiny
 
 shapes = st.tuples(st.integers(1, 5), st.one_of(st.integers(1, 9), st.sampled_from([63, 64, 65, 127, 128, 129, 200])))
-layouts = st.lists(shapes, min_size=1, max_size=4).map(lambda found: MaskLayout(tuple(found)))
+channels = st.lists(st.integers(1, 5), max_size=3).map(tuple)
+layouts = st.builds(MaskLayout, st.lists(shapes, min_size=1, max_size=4).map(tuple), channels)
 packed = layouts.flatmap(lambda layout: st.tuples(st.just(layout), tiny.masks(layout.weight_count)))
 relaxed = settings(max_examples=50, deadline=None)
 
@@ -38,7 +39,7 @@ def test_a_mask_comes_back_from_its_words(case):
 @given(packed)
 def test_packing_adds_no_ones(case):
     layout, mask = case
-    assert int(np.bitwise_count(layout.pack(mask)).sum()) == int(mask.sum())
+    assert int(np.bitwise_count(layout.pack(mask)[: layout.bit_words]).sum()) == int(mask.sum())
 
 
 @relaxed
@@ -46,6 +47,37 @@ def test_packing_adds_no_ones(case):
 def test_what_was_packed_passes_the_check(case):
     layout, mask = case
     layout.check(layout.pack(mask))
+
+
+any_floats = st.integers(0, 2**32 - 1).map(lambda bits: np.uint32(bits).view(np.float32))
+
+
+@relaxed
+@given(packed, st.data())
+def test_statistics_come_back_from_behind_the_bits_whatever_they_are_and_leave_these_alone(case, data):
+    layout, mask = case
+    statistics = np.array([data.draw(any_floats) for _ in range(layout.statistics_count)], dtype=np.float32)
+    words = layout.pack(mask, statistics)
+    assert layout.statistics(words).tobytes() == statistics.tobytes()
+    np.testing.assert_array_equal(layout.unpack(words), mask)
+    np.testing.assert_array_equal(words[: layout.bit_words], layout.pack(mask)[: layout.bit_words])
+    layout.check(words)
+
+
+def test_a_mask_that_has_seen_no_batch_has_a_count_of_zero_means_of_zero_and_variances_of_one():
+    layout = MaskLayout(((1, 1),), channels=(2, 1))
+    fresh = layout.statistics(layout.pack(np.ones(1, dtype=np.bool_)))
+    assert fresh.tolist() == [0, 0, 0, 1, 1, 0, 1]
+    assert layout.word_count == 1 + 4
+
+
+def test_networks_without_kept_statistics_have_words_for_their_bits_alone():
+    for name in ("lenet-300-100", "conv-4-8-batch"):
+        layout = MaskLayout.of(models.build(name, (28, 28), 10))
+        assert layout.word_count == layout.bit_words
+        assert layout.statistics_count == 0
+    kept = MaskLayout.of(models.build("conv-4-8", (28, 28), 10))
+    assert (kept.channels, kept.statistics_count) == ((4, 8), 25)
 
 
 def test_weight_j_of_a_row_is_bit_j_modulo_64_of_its_word_and_rows_start_on_a_word():
@@ -79,7 +111,12 @@ def test_unpacking_does_not_write_to_the_words():
 @given(packed, st.data())
 def test_any_padding_bit_that_is_set_fails_the_check(case, data):
     layout, mask = case
-    padding = ~np.unpackbits(layout.pack(np.ones_like(mask)).view(np.uint8), bitorder="little").astype(np.bool_)
+    ones = np.uint64(2**64 - 1)
+    full = layout.pack(np.ones_like(mask))
+    full[layout.bit_words :] = ones  # the floats, of which the last may be padding
+    if layout.statistics_count % 2:
+        full[-1] = 2**32 - 1
+    padding = ~np.unpackbits(full.view(np.uint8), bitorder="little").astype(np.bool_)
     if not padding.any():
         return
     bit = data.draw(st.sampled_from(np.flatnonzero(padding).tolist()))

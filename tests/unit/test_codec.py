@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from supsup_online.codec import decode_hot, decode_mask, encode_hot, encode_mask
+from supsup_online.codec import decode_hot, decode_mask, encode_hot, encode_mask, mask_bytes
 from supsup_online.errors import CodecError
 from supsup_online.optimisers import SGD, Adam, OptimiserState, RMSprop
 from supsup_online.spec import BankSpec
@@ -30,6 +30,8 @@ GOLDEN_VELOCITY = [0.0, 1.0, -1.0, 0.25, 2.0, -4.0, 0.5, 1e-8, -0.75, 6.0]
 NET = tiny.network(replace(tiny.SPEC, architecture="mlp-15-7"))  # 429 weights: the last byte of a mask has padding
 COUNT = NET.architecture.weight_count
 MASK = encode_mask(NET, tiny.random_masks(NET, 1)[0])
+IMAGES = tiny.network(tiny.CONVOLUTIONAL)  # 183 weights, 15 statistics
+KEPT = IMAGES.layout.statistics_count
 OPTIMISERS = [Adam(), RMSprop(), SGD()]
 relaxed = settings(max_examples=40, deadline=None)
 reals = hnp.arrays(np.float32, COUNT, elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
@@ -126,6 +128,110 @@ def test_a_decoded_state_does_not_share_memory_with_its_bytes():
     back.scores.zero_()
     back.optimiser.moments[0].zero_()
     assert decode_hot(NET, Adam(), bytes(blob)).scores.any()
+
+
+# ---- statistics
+
+
+def hot_images(seed=0):
+    rng, count = np.random.default_rng(seed), IMAGES.architecture.weight_count
+    scores, *moments = (torch.from_numpy(rng.normal(size=count).astype(np.float32)) for _ in range(3))
+    return HotMask(scores, OptimiserState(17, moments), torch.from_numpy(tiny.random_statistics(IMAGES, rng)))
+
+
+def read_images_mask(blob):
+    return decode_mask(IMAGES, blob)
+
+
+def read_images_hot(blob):
+    return decode_hot(IMAGES, Adam(), blob)
+
+
+IMAGES_MASK = encode_mask(IMAGES, tiny.random_masks(IMAGES, 1)[0])
+IMAGES_HOT = encode_hot(IMAGES, Adam(), hot_images())
+WITH_STATISTICS = [
+    pytest.param(read_images_mask, IMAGES_MASK, id="mask"),
+    pytest.param(read_images_hot, IMAGES_HOT, id="hot state"),
+]
+BEHIND = -8 - 4 * KEPT  # where the statistics begin
+
+
+@relaxed
+@given(tiny.masks(IMAGES.architecture.weight_count), st.integers(0, 2**32))
+def test_a_mask_comes_back_with_its_statistics(bits, seed):
+    words = IMAGES.layout.pack(bits, tiny.random_statistics(IMAGES, np.random.default_rng(seed)))
+    blob = encode_mask(IMAGES, words)
+    assert len(blob) == mask_bytes(IMAGES.layout) == 32 + 23 + 4 * 15 + 8
+    np.testing.assert_array_equal(decode_mask(IMAGES, blob), words)
+
+
+def test_a_hot_state_comes_back_with_its_statistics():
+    hot = hot_images()
+    back = read_images_hot(encode_hot(IMAGES, Adam(), hot))
+    for one, other in ((hot.scores, back.scores), (hot.statistics, back.statistics)):
+        assert one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def test_statistics_lie_behind_the_bits_in_the_order_count_means_variances():
+    words = tiny.random_masks(IMAGES, 1)[0]
+    assert IMAGES.layout.statistics(words).astype("<f4").tobytes() == IMAGES_MASK[BEHIND:-8]
+    assert IMAGES.layout.channels == (3, 4)
+    assert np.flatnonzero(IMAGES.layout.variances).tolist() == [4, 5, 6, 11, 12, 13, 14]
+
+
+def test_networks_that_keep_no_statistics_are_written_in_the_format_they_always_had():
+    assert (MASK[4], HOT[4]) == (1, 1)
+    assert (IMAGES_MASK[4], IMAGES_HOT[4]) == (2, 2)
+    by_batch = tiny.network(replace(tiny.CONVOLUTIONAL, architecture="conv-3-4-batch"))
+    assert encode_mask(by_batch, by_batch.untrained_mask(0))[4] == 1
+
+
+@pytest.mark.parametrize(("read", "blob"), WITH_STATISTICS)
+@pytest.mark.parametrize("place", [0, 1, 4, KEPT - 1])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_statistic_that_is_not_finite_is_refused(read, blob, place, value):
+    with pytest.raises(CodecError, match="not finite"):
+        read(changed(blob, len(blob) + BEHIND + 4 * place, np.float32(value).tobytes()))
+
+
+@pytest.mark.parametrize(("read", "blob"), WITH_STATISTICS)
+@pytest.mark.parametrize(("place", "value"), [(4, -1e-9), (KEPT - 1, -1), (0, -1), (0, 0.5)])
+def test_a_negative_variance_and_a_count_that_is_none_are_refused(read, blob, place, value):
+    with pytest.raises(CodecError, match="variance is negative, or the count"):
+        read(changed(blob, len(blob) + BEHIND + 4 * place, np.float32(value).tobytes()))
+
+
+@pytest.mark.parametrize(("read", "blob"), WITH_STATISTICS)
+def test_a_mean_may_be_negative(read, blob):
+    assert read(changed(blob, len(blob) + BEHIND + 4, np.float32(-7).tobytes())) is not None
+
+
+def test_the_state_another_optimiser_left_is_none_with_statistics_as_well():
+    assert decode_hot(IMAGES, SGD(), IMAGES_HOT) is None
+
+
+@pytest.mark.parametrize(("read", "blob"), WITH_STATISTICS)
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_mutated_statistics_are_read_or_end_in_codec_error_and_nothing_else(read, blob, data):
+    body = bytearray(blob[:-8])
+    for _ in range(data.draw(st.integers(1, 4))):
+        offset = data.draw(st.integers(len(body) - 4 * KEPT - 2, len(body) - 1))
+        body[offset : offset + 1] = data.draw(st.binary(max_size=3))
+    try:
+        found = read(sealed(bytes(body)))
+    except CodecError:
+        return
+    write = encode_mask(IMAGES, found) if isinstance(found, np.ndarray) else encode_hot(IMAGES, Adam(), found)
+    assert write == sealed(bytes(body)), "what is accepted has one spelling"
+
+
+def test_a_mask_of_the_same_shapes_normalised_by_the_batch_is_refused():
+    by_batch = tiny.network(replace(tiny.CONVOLUTIONAL, architecture="conv-3-4-batch"))
+    with pytest.raises(CodecError):
+        decode_mask(by_batch, IMAGES_MASK)
+    with pytest.raises(CodecError):
+        decode_mask(IMAGES, encode_mask(by_batch, by_batch.untrained_mask(0)))
 
 
 # ---- another optimiser

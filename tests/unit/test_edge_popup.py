@@ -15,6 +15,7 @@ from supsup_online import models
 from supsup_online.edge_popup import (
     Threshold,
     TopK,
+    TopM,
     initial_scores,
     rekindled_scores,
     score_bounds,
@@ -25,7 +26,7 @@ from supsup_online.errors import SpecError
 from unit import tiny
 
 ARCHITECTURE = tiny.network().architecture
-VARIANTS = [TopK(0.5), TopK(0.1), TopK(1.0), Threshold()]
+VARIANTS = [TopK(0.5), TopK(0.1), TopK(1.0), TopM(1), TopM(3), Threshold()]
 relaxed = settings(max_examples=50, deadline=None)
 reals = st.floats(-3, 3, width=32, allow_nan=False)
 tied = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0])
@@ -58,7 +59,7 @@ def test_top_k_keeps_exactly_the_largest_and_of_equal_ones_those_with_the_lower_
     variant = TopK(fraction)
     mask = variant.select(scores)
     assert mask.dtype == torch.bool
-    assert set(torch.nonzero(mask).flatten().tolist()) == kept_by_sorting(scores, variant.kept(len(scores)))
+    assert set(torch.nonzero(mask).flatten().tolist()) == kept_by_sorting(scores, variant.kept(scores.shape))
 
 
 @relaxed
@@ -80,8 +81,37 @@ def test_top_k_chooses_the_same_on_the_cpu_and_on_a_device_for_a_whole_layer_wit
     ("fraction", "edges", "kept"), [(1.0, 7, 7), (0.5, 7, 3), (0.5, 8, 4), (1e-9, 7, 1), (0.5, 1, 1), (0.99, 100, 99)]
 )
 def test_the_count_kept_is_rounded_down_but_never_zero(fraction, edges, kept):
-    assert TopK(fraction).kept(edges) == kept
+    assert TopK(fraction).kept((edges,)) == kept
     assert int(TopK(fraction).select(torch.randn(edges, generator=torch.Generator().manual_seed(0))).sum()) == kept
+
+
+@pytest.mark.parametrize(
+    ("m", "shape", "kept"),
+    [
+        (1, (300, 784), 1084),
+        (32, (300, 784), 32 * 1084),
+        (200, (300, 784), 300 * 784 // 2),
+        (4, (40, 20, 3, 3), 240),
+        (8, (160, 160, 1, 1), 2560),
+        (1, (3, 1), 1),
+        (1, (1, 1), 1),
+    ],
+)
+def test_top_m_keeps_m_edges_per_channel_and_never_more_than_half(m, shape, kept):
+    variant, scores = TopM(m), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert variant.kept(shape) == kept
+    out, inputs, *kernel = shape
+    density = min(0.5, m * (out + inputs) / (out * inputs * math.prod(kernel)))
+    assert kept == max(1, int(density * math.prod(shape)))
+    mask = variant.select(scores)
+    assert int(mask.sum()) == kept
+    assert torch.equal(mask, variant._select_on_device(scores.abs()))
+    assert scores.abs()[mask].min() >= scores.abs()[~mask].max() if mask.numel() > kept else True
+
+
+def test_top_m_needs_an_edge_per_channel():
+    with pytest.raises(SpecError, match="edges_per_channel"):
+        TopM(0)
 
 
 def test_top_k_with_all_scores_equal_keeps_the_first():

@@ -23,7 +23,7 @@ DEEP = replace(tiny.SPEC, architecture="mlp-33-20-9")
 SPECS = {
     f"{name}, {variant}": replace(spec, variant=variant)
     for name, spec in (("tiny", tiny.SPEC), ("lenet", LENET), ("deep", DEEP))
-    for variant in ("top-k", "threshold")
+    for variant in ("top-k", "threshold", "top-m")
 }
 
 

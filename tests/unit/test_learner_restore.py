@@ -100,6 +100,9 @@ CASES = {
     "adwin": (one_stream, {"detector": "adwin"}, {}),
     "paper": (one_stream, {"rule": tiny.with_rule("paper").rule}, {}),
     "one-shot": (one_stream, {"rule": tiny.with_rule("one-shot").rule}, {}),
+    "top-m": (one_stream, {}, {"variant": "top-m"}),
+    "convolutional": (two_streams, {"hot_masks": 2}, {"architecture": "conv-4-8"}),
+    "convolutional, by the batch": (one_stream, {}, {"architecture": "conv-4-8-batch"}),
     "rmsprop": (one_stream, {"optimiser": replace(tiny.SETTINGS.optimiser, name="rmsprop")}, {}),
 }
 

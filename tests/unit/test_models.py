@@ -34,7 +34,7 @@ def test_lenet_with_500_outputs_has_the_315200_weights_of_the_design():
     "name", ["", "lenet", "mlp", "mlp-", "mlp-0-4", "mlp-4-", "mlp-04", "mlp--4", "MLP-4", "mlp-4 "]
 )
 def test_an_unknown_name_is_refused_with_the_ones_that_are_known(name):
-    with pytest.raises(SpecError, match=r"lenet-300-100, fc-1024-1024 or mlp-A-B"):
+    with pytest.raises(SpecError, match=r"lenet-300-100, fc-1024-1024, mlp-A-B"):
         models.build(name, (4, 4), 12)
 
 

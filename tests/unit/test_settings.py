@@ -57,7 +57,7 @@ def test_every_setting_reaches_the_learner() -> None:
 def test_every_setting_of_a_bank_reaches_its_spec() -> None:
     settings = Settings(
         arch="mlp-5-4", input_shape="3x2", classes=3, outputs=6, seed=11, weight_init="kaiming-normal",
-        variant="threshold", keep_fraction=0.25, budget=12, mean=0.5, std=2.0,
+        variant="threshold", keep_fraction=0.25, edges_per_channel=3, budget=12, mean=0.5, std=2.0,
     )  # fmt: skip
     assert settings.bank_spec().to_text() == {
         "architecture": "mlp-5-4",
@@ -68,6 +68,7 @@ def test_every_setting_of_a_bank_reaches_its_spec() -> None:
         "weight_init": "kaiming-normal",
         "variant": "threshold",
         "keep_fraction": "0.25",
+        "edges_per_channel": "3",
         "budget": "12",
         "mean": "0.5",
         "std": "2.0",

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supsup_online.edge_popup import Threshold, TopK
+from supsup_online.edge_popup import Threshold, TopK, TopM
 from supsup_online.errors import SpecError
-from supsup_online.spec import BankSpec, parse_shape
+from supsup_online.spec import LATER, BankSpec, parse_shape
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 specs = st.builds(
@@ -18,9 +18,10 @@ specs = st.builds(
     classes=st.integers(2, 100),
     outputs=st.integers(100, 1000),
     weight_seed=st.integers(0, 2**63 - 1),
-    weight_init=st.sampled_from(["signed-constant", "kaiming-normal"]),
-    variant=st.sampled_from(["top-k", "threshold"]),
+    weight_init=st.sampled_from(["signed-constant", "kaiming-normal", f"trained:{'0f' * 32}"]),
+    variant=st.sampled_from(["top-k", "top-m", "threshold"]),
     keep_fraction=st.floats(0, 1, exclude_min=True),
+    edges_per_channel=st.integers(1, 10**6),
     budget=st.integers(1, 10**9),
     mean=finite,
     std=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
@@ -34,6 +35,7 @@ OTHER_VALUES = {
     "weight_init": "kaiming-normal",
     "variant": "threshold",
     "keep_fraction": 0.25,
+    "edges_per_channel": 3,
     "mean": 0.0,
     "std": 1.0,
 }
@@ -58,6 +60,7 @@ def test_the_text_of_a_spec_is_what_a_person_would_write():
         "weight_init": "signed-constant",
         "variant": "top-k",
         "keep_fraction": "0.5",
+        "edges_per_channel": "8",
         "budget": "2500",
         "mean": "0.1307",
         "std": "0.3081",
@@ -69,12 +72,19 @@ def test_fields_that_are_not_known_are_ignored():
     assert BankSpec.from_text({**BankSpec().to_text(), "colour": "blue"}) == BankSpec()
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(BankSpec)])
+@pytest.mark.parametrize("name", [f.name for f in fields(BankSpec) if f.name not in LATER])
 def test_text_that_lacks_a_field_is_damaged(name):
     text = BankSpec().to_text()
     del text[name]
     with pytest.raises(SpecError, match=name):
         BankSpec.from_text(text)
+
+
+@pytest.mark.parametrize("name", sorted(LATER))
+def test_a_field_that_came_later_has_its_default_in_older_banks(name):
+    text = BankSpec().to_text()
+    del text[name]
+    assert BankSpec.from_text(text) == BankSpec()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +102,9 @@ def test_text_that_lacks_a_field_is_damaged(name):
         ("std", "nan"),
         ("mean", "inf"),
         ("variant", "random"),
+        ("edges_per_channel", "0"),
+        ("weight_init", "trained:"),
+        ("weight_init", f"trained:{'0F' * 32}"),
         ("schema", "2"),
     ],
 )
@@ -129,7 +142,9 @@ def test_the_budget_may_change():
         ({"std": 0.0}, "std positive"),
         ({"std": float("inf")}, "must be finite"),
         ({"mean": float("nan")}, "must be finite"),
-        ({"variant": "random"}, "choose top-k or threshold"),
+        ({"variant": "random"}, "choose top-k, top-m, threshold"),
+        ({"edges_per_channel": 0}, "edges_per_channel must be at least 1"),
+        ({"weight_init": "xavier"}, "choose signed-constant or kaiming-normal"),
         ({"schema": 0}, "schema 0"),
     ],
 )
@@ -146,6 +161,7 @@ def test_all_problems_are_reported_together():
 def test_the_variant_is_built_with_the_keep_fraction():
     assert BankSpec(keep_fraction=0.25).mask_variant() == TopK(0.25)
     assert BankSpec(variant="threshold").mask_variant() == Threshold()
+    assert BankSpec(variant="top-m", edges_per_channel=3).mask_variant() == TopM(3)
 
 
 @pytest.mark.parametrize(("text", "shape"), [("28x28", (28, 28)), ("3,32,32", (3, 32, 32)), ("784", (784,))])

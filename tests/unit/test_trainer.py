@@ -19,7 +19,10 @@ TORCH = {
 }
 VARIANTS = {
     "top-k": replace(tiny.SPEC, variant="top-k", keep_fraction=0.4),
+    "top-m": replace(tiny.SPEC, variant="top-m", edges_per_channel=3),
     "threshold": replace(tiny.SPEC, variant="threshold"),
+    "convolutional": tiny.CONVOLUTIONAL,
+    "convolutional, top-m": replace(tiny.CONVOLUTIONAL, variant="top-m", edges_per_channel=2),
 }
 
 

@@ -23,6 +23,8 @@ from supsup_online.types import Batch, StepResult
 CLASSES = 4
 SPEC = BankSpec("mlp-16-8", (4, 4), CLASSES, outputs=12, weight_seed=7, budget=10)
 LEARNING = replace(SPEC, architecture="mlp-32-16")
+CONVOLUTIONAL = replace(SPEC, architecture="conv-3-4")
+LEARNING_IMAGES = replace(SPEC, architecture="conv-32")
 SETTINGS = LearnerSettings(optimiser=OptimiserChoice("adam", 0.01), decision_every=20)
 
 Task = Callable[[int, int], Iterator[Batch]]
@@ -98,13 +100,24 @@ def whole_state(subject: OnlineLearner) -> dict[str, object]:
 
 def _hot_bytes(subject: OnlineLearner, mask_id: int) -> tuple[object, ...]:
     hot = subject.hot[mask_id]
-    return (hot.optimiser.step, *(bytes(v.numpy().tobytes()) for v in (hot.scores, *hot.optimiser.moments)))
+    vectors = (hot.scores, *hot.optimiser.moments, hot.statistics)
+    return (hot.optimiser.step, *(bytes(v.numpy().tobytes()) for v in vectors))
 
 
 def random_masks(net: Network, count: int, seed: int = 0) -> np.ndarray:
-    """Packed random masks (count, word_count)."""
-    bits = np.random.default_rng(seed).random((count, net.layout.weight_count)) < 0.5
-    return np.stack([net.layout.pack(row) for row in bits])
+    """Packed random masks (count, word_count), with random statistics where the network keeps some."""
+    rng = np.random.default_rng(seed)
+    bits = rng.random((count, net.layout.weight_count)) < 0.5
+    kept = [random_statistics(net, rng) for _ in bits]
+    return np.stack([net.layout.pack(row, statistics) for row, statistics in zip(bits, kept, strict=True)])
+
+
+def random_statistics(net: Network, rng: np.random.Generator) -> np.ndarray:
+    """A count, means around zero and variances above it: float32 (F,)."""
+    found = rng.normal(size=net.layout.statistics_count).astype(np.float32)
+    found[net.layout.variances] = np.abs(found[net.layout.variances]) + np.float32(0.1)
+    found[:1] = 17
+    return found
 
 
 def random_inputs(net: Network, rows: int, seed: int = 0) -> torch.Tensor:
