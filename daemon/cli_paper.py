@@ -102,6 +102,8 @@ def run(
 
 
 def _run_figure(each: Figure, scale: Scale, cells: Sequence[Cell], directory: Path, *, fresh: bool) -> None:
+    if not cells:
+        return
     dataset = _dataset(each, scale)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -152,11 +154,10 @@ def _report(chosen: Sequence[tuple[Figure, Scale]], output: Path, *, as_json: bo
     everything = []
     for each, scale in chosen:
         directory = output / each.name / scale
+        directory.mkdir(parents=True, exist_ok=True)
         runs = read_runs(directory)
-        rows = reporting.rows(each, runs)
-        if not rows:
-            continue
-        pictures = reporting.draw(each, runs, directory / "figure")
+        rows = reporting.rows(each, runs, [cell.name for cell in each.cells(scale, 0)])
+        pictures = reporting.draw(each, runs, directory / "figure") if rows else []
         page = _page(each, scale, rows, runs)
         (directory / "report.md").write_text(page, encoding="utf-8")
         everything.append(
@@ -166,6 +167,7 @@ def _report(chosen: Sequence[tuple[Figure, Scale]], output: Path, *, as_json: bo
         )
         if not as_json:
             click.echo(page)
+        if pictures and not as_json:
             click.echo(f"picture: {pictures[0]}\n")
     if as_json:
         click.echo(json.dumps(everything))
@@ -177,8 +179,12 @@ def _unfinished(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _page(each: Figure, scale: str, rows: Sequence[reporting.Row], runs: Sequence[Mapping[str, Any]]) -> str:
     data = {f"{run['record']['data']}, {run['record']['images']} training images" for run in runs}
-    unfinished = "; ".join(_unfinished(runs))
-    return (
-        f"## {each.title}\n\n{each.source}; scale {scale}; {' and '.join(sorted(data))}. The paper: {each.claim}.\n\n"
-        f"{reporting.table(rows)}\n" + (f"\nNot finished: {unfinished}\n" if unfinished else "")
-    )
+    facts = "; ".join([each.source, f"scale {scale}", *sorted(data)])
+    parts = [f"## {each.title}", f"{facts}. The paper: {each.claim}."]
+    if each.table:
+        parts.append(each.table())
+    if rows:
+        parts.append(reporting.table(rows))
+    if unfinished := _unfinished(runs):
+        parts.append(f"Not finished: {'; '.join(unfinished)}")
+    return "\n\n".join(parts) + "\n"

@@ -1,11 +1,12 @@
 """Which methods on which tasks make up a figure, at a scale and a seed; what it shows is in `figures`."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final, Literal
 
 from supsup_online.optimisers import OptimiserChoice
-from supsup_online.paper.batche import BatchE
+from supsup_online.paper.batche import FIRST_TASK, BatchE
 from supsup_online.paper.bounds import LowerBound, UpperBound
 from supsup_online.paper.ewc import OnlineEWC
 from supsup_online.paper.harness import Cell, Reading, checkpoints
@@ -147,18 +148,66 @@ def hundred(scale: Scale, seed: int) -> list[Cell]:
     batches = {"quick": 60, "laptop": 300, "paper": 1000}[scale]
     setup = Setup(outputs=500, tasks=tasks, seed=seed)
     return [
-        Cell(name, setup, *asked, batches, checkpoints(tasks, (1, 10, 50))) for name, asked in _every_method().items()
+        Cell(name, setup, *asked, batches, checkpoints(tasks, (1, 10, 50)))
+        for name, asked in _every_method(MaskSettings(), FIRST_TASK).items()
     ]
 
 
-def _every_method() -> dict[str, Asked]:
+def five_cifar10(scale: Scale, seed: int) -> list[Cell]:
+    """Five tasks of two classes of CIFAR-10, by a convolutional network: every method."""
+    batches = {"quick": 10, "laptop": 150, "paper": 600}[scale]
+    setup = _cifar(10, {"quick": "conv-8-16", "laptop": "conv-32-64-128", "paper": "resnet18-20"}[scale], 5, seed)
+    wide = replace(setup, outputs=50)
+    methods = _every_method(MaskSettings("top-k"), _ADAM)
+    return [
+        Cell(name, wide if "SupSup" in name else setup, *asked, batches, (1, 5), "split")
+        for name, asked in methods.items()
+    ]
+
+
+def split_cifar(classes: int, scale: Scale, seed: int) -> list[Cell]:
+    """Sizes of masks, with and without transfer, in scenario GG: twenty tasks of five classes, or five of two."""
+    tasks, each = (20, 5) if classes == 100 else (5, 2)
+    batches = {"quick": 10, "laptop": 150, "paper": 4900}[scale]
+    architecture = {"quick": "resnet18-4", "laptop": "resnet18-8", "paper": "resnet18-20"}[scale]
+    setup = _cifar(classes, architecture, tasks, seed)
+    sizes = {"quick": (1, 16), "laptop": (1, 4, 16), "paper": (1, 2, 4, 8, 16, 32)}[scale]
+    methods: dict[str, Make] = {
+        f"SupSup, m = {m}{', transfer' if transfer else ''}": partial(
+            SupSup, masks=MaskSettings("top-m", edges_per_channel=m, transfer=transfer)
+        )
+        for m in sizes
+        for transfer in (False, True)
+    }
+    methods |= {
+        "BatchE": partial(BatchE, first=_ADAM),
+        "BatchE, random weights": partial(BatchE, random_weights=True),
+        "Separate Heads": SeparateHeads,
+        "Separate Heads, random trunk": partial(SeparateHeads, random_trunk=True),
+        "Lower Bound": LowerBound,
+        "Upper Bound": UpperBound,
+        "Upper Bound, carried on": partial(UpperBound, carry_on=True),
+    }
+    return [
+        Cell(name, setup, make, (GG,), batches, (1, tasks), "split", classes_per_task=each)
+        for name, make in methods.items()
+    ]
+
+
+def _cifar(classes: int, architecture: str, tasks: int, seed: int) -> Setup:
+    # Mean and standard deviation of CIFAR's training images, all channels together.
+    shape, mean, std = (3, 32, 32), 0.473, 0.251
+    return Setup(architecture, shape, classes, classes, tasks, seed, _ADAM, mean, std)
+
+
+def _every_method(masks: MaskSettings, batche: OptimiserChoice) -> dict[str, Asked]:
     told = (GG,)
     replay = partial(ExperienceReplay, capacity=_REPLAYED)
     return {
-        "SupSup": (SupSup, (GG, GNU_H, GNU_ROW, GNU_EXACT)),
-        "SupSup, transfer": (partial(SupSup, masks=MaskSettings(transfer=True)), (GG, GNU_H, GNU_EXACT)),
-        "SupSup, never told": (Untold, (NNS_H, NNS_EXACT)),
-        "BatchE": (BatchE, (GG, BATCHE_H)),
+        "SupSup": (partial(SupSup, masks=masks), (GG, GNU_H, GNU_ROW, GNU_EXACT)),
+        "SupSup, transfer": (partial(SupSup, masks=replace(masks, transfer=True)), (GG, GNU_H, GNU_EXACT)),
+        "SupSup, never told": (partial(Untold, masks=masks), (NNS_H, NNS_EXACT)),
+        "BatchE": (partial(BatchE, first=batche), (GG, BATCHE_H)),
         "BatchE, random weights": (partial(BatchE, random_weights=True), told),
         "PSP": (ParameterSuperposition, told),
         "PSP, binary contexts": (partial(ParameterSuperposition, contexts="binary"), told),
@@ -179,7 +228,7 @@ def variants(scale: Scale, seed: int) -> list[Cell]:
     optimisers = {"RMSprop": OptimiserChoice("rmsprop", 1e-4), "Adam": _ADAM, "SGD": OptimiserChoice("sgd")}
     masks = {
         "threshold": MaskSettings("threshold"),
-        **{f"top {keep:.0%}": MaskSettings("top-k", keep) for keep in (0.05, 0.1, 0.3, 0.5, 0.7)},
+        **{f"top {keep:.0%}": MaskSettings("top-k", keep_fraction=keep) for keep in (0.05, 0.1, 0.3, 0.5, 0.7)},
     }
     return [
         Cell(f"{kept}, {optimiser}, {init}", setup, partial(SupSup, masks=made), (GG, GNU_EXACT), batches, (tasks,))
@@ -187,6 +236,6 @@ def variants(scale: Scale, seed: int) -> list[Cell]:
         for optimiser, choice in optimisers.items()
         for kept, mask in masks.items()
         for setup in [Setup(outputs=500, tasks=tasks, seed=seed, optimiser=choice)]
-        for made in [MaskSettings(mask.variant, mask.keep_fraction, init)]
+        for made in [replace(mask, weight_init=init)]
         for batches in [_BATCHES[scale] // 2]
     ]

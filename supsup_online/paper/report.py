@@ -48,13 +48,15 @@ class Row:
     paper: float | None
 
 
-def rows(figure: Figure, runs: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """One row per cell and reading, in the order in which they were run; runs that have no score yet are left out."""
+def rows(figure: Figure, runs: Sequence[Mapping[str, Any]], order: Sequence[str] = ()) -> list[Row]:
+    """One row per cell and reading, cells in the order of their names; runs that have no score yet are left out."""
     grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for run in runs:
         for reading in dict.fromkeys(line["reading"] for line in run["scores"]):
             grouped[run["cell"], reading].append(run)
-    return [_row(figure, cell, reading, group) for (cell, reading), group in grouped.items()]
+    found = [_row(figure, cell, reading, group) for (cell, reading), group in grouped.items()]
+    places = {name: place for place, name in enumerate(order)}
+    return sorted(found, key=lambda row: places.get(row.cell, len(places)))
 
 
 def _row(figure: Figure, cell: str, reading: str, runs: Sequence[Mapping[str, Any]]) -> Row:

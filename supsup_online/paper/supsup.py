@@ -33,14 +33,16 @@ class MaskSettings:
     """How masks are made.
 
     Attributes:
-        variant: `threshold` (the paper's MNIST experiments) or `top-k`.
+        variant: `threshold` (the paper's MNIST experiments), `top-k`, or `top-m` (its scenario GG).
         keep_fraction: of `top-k`.
+        edges_per_channel: of `top-m`.
         weight_init: of the frozen weights.
         transfer: a new mask starts from the mean of those before (section 3.2).
     """
 
     variant: VariantName = "threshold"
     keep_fraction: float = 0.5
+    edges_per_channel: int = 8
     weight_init: WeightInit = "signed-constant"
     transfer: bool = False
 
@@ -77,8 +79,8 @@ class SupSup:
         return self.answering("one-shot" if task is None else "told").answer(x, task, scope)
 
     def storage(self) -> Storage:
-        """A bit a weight, in whole bytes; the seed is all that is kept of the weights."""
-        return Storage(shared=8, per_task=-(-self.network.architecture.weight_count // 8))
+        """A bit a weight in whole bytes, and kept statistics; the seed is all that is kept of the weights."""
+        return mask_storage(self.network)
 
     def state(self) -> State:
         """The packed masks, (tasks so far, word_count)."""
@@ -150,6 +152,12 @@ class Answering:
         return Answers(labels.cpu().numpy(), ids)
 
 
+def mask_storage(network: Network) -> Storage:
+    """Bytes of a seed, and of a mask with the statistics of its normalisations."""
+    bits, statistics = network.architecture.weight_count, network.layout.statistics_count
+    return Storage(shared=8, per_task=-(-bits // 8) + 4 * statistics)
+
+
 def bank_spec(setup: Setup, masks: MaskSettings) -> BankSpec:
     """The bank that a set-up describes.
 
@@ -165,6 +173,7 @@ def bank_spec(setup: Setup, masks: MaskSettings) -> BankSpec:
         weight_init=masks.weight_init,
         variant=masks.variant,
         keep_fraction=masks.keep_fraction,
+        edges_per_channel=masks.edges_per_channel,
         budget=setup.tasks,
         mean=setup.mean,
         std=setup.std,

@@ -17,7 +17,7 @@ from supsup_online.learner import LearnerSettings, OnlineLearner
 from supsup_online.learner_state import StreamState
 from supsup_online.network import Network
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage
-from supsup_online.paper.supsup import Answering, MaskSettings, Way, bank_spec
+from supsup_online.paper.supsup import Answering, MaskSettings, Way, bank_spec, mask_storage
 from supsup_online.stats import MaskStats
 from supsup_online.types import Batch, Objective, RuleName
 
@@ -64,7 +64,7 @@ class Untold:
 
     def storage(self) -> Storage:
         """A bit a weight and mask; that it takes one mask per task is what the score shows."""
-        return Storage(shared=8, per_task=-(-self.learner.network.architecture.weight_count // 8))
+        return mask_storage(self.learner.network)
 
     def state(self) -> State:
         """The bank, the masks in training, and where the stream stands."""

@@ -7,10 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 
+from supsup_online import models
 from supsup_online.datasets import Dataset
 from supsup_online.errors import DataError, SpecError
 from supsup_online.optimisers import OptimiserChoice
-from supsup_online.paper import report
+from supsup_online.paper import report, storage
 from supsup_online.paper.figures import FIGURES, figure
 from supsup_online.paper.harness import Cell, Reading, checkpoints, evaluate, run_cell
 from supsup_online.paper.methods import Answers, Setup, Storage, TaskNeededError
@@ -275,6 +276,23 @@ def test_a_report_holds_mean_spread_forgetting_and_the_papers_number():
     assert row.forgetting == 30.0, "from 9 of 10 to 7 and to 5"
     assert (row.bytes_per_task, row.seconds_per_task, row.paper, row.seeds) == (104.0, 2.0, 92.37, 2)
     assert "| SupSup | GG | 2 | 2 | 70.00 ± 7.07 |" in report.table([row])
+
+
+def test_rows_come_in_the_order_of_the_cells(tmp_path, scenario):
+    for name in ("Beta", "Alpha"):
+        what = cell(name=name, readings=(TOLD,))
+        run_cell(what, scenario, Run(tmp_path, name, 5, what.record()), lambda _: None)
+    found = report.rows(figure("check"), read_runs(tmp_path), ["Beta", "Alpha"])
+    assert [row.cell for row in found] == ["Beta", "Alpha"]
+
+
+def test_masks_of_imagenet_are_counted_as_the_paper_counts():
+    tiny = storage.mask_bytes(models.build("mlp-30", (4, 5), 10), 2)
+    kept = 2 * (20 + 30) + 2 * (30 + 10)
+    assert (tiny.kept, tiny.packed, tiny.columns) == (kept, 900 // 8 + 1, 2 * kept + 4 * (31 + 11))
+    table = storage.split_imagenet()
+    assert "23,475,392 weights" in table
+    assert "| SupSup | 89.58 | 195.18 |" in table
 
 
 def test_runs_are_drawn_as_they_are(tmp_path, scenario):
