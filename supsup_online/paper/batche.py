@@ -2,7 +2,8 @@
 
 The effective weight of a task is W * s r^T, with s over a layer's outputs and r over its inputs (over channels in a
 convolution). W is trained on task 1, together with that task's vectors, and then frozen; later tasks train vectors
-only, from random signs. With random weights ("Rand W" in the paper) W is never trained. The last layer is scaled like
+only, from random signs. Where a normalisation follows a layer, it undoes all of s but its signs, and little is left to
+learn with. With random weights ("Rand W" in the paper) W is never trained. The last layer is scaled like
 all others; no task has a head of its own.
 
 Stores W once (random weights follow from the seed), and per task s and r of every layer. Must be told the task in

@@ -44,7 +44,7 @@ class ParameterSuperposition:
         self.setup, self.contexts = setup, contexts
         self.architecture = setup.build()
         self._weights = plain.start(setup, self.architecture)
-        self._chain = is_chain(self.architecture, self._weights)
+        self._chain = self.architecture.is_connected
         self._current: tuple[int, list[Tensor]] | None = None
 
     def learn(self, task: int, batches: Batches) -> None:
@@ -127,12 +127,3 @@ def turned_inputs(architecture: Architecture, x: Tensor, flat: Tensor, contexts:
     for layer, weight, context in zip(architecture.layers, architecture.split(flat), contexts, strict=True):
         x = layer.forward(functional.linear(x, context) if context.dim() == 2 else x * context, weight)
     return x
-
-
-def is_chain(architecture: Architecture, flat: Tensor) -> bool:
-    """Whether connected layers, one after the other, are the whole network: tried, as an architecture need not say."""
-    if any(len(layer.weight_shape) != 2 for layer in architecture.layers):
-        return False
-    x = torch.linspace(-1, 1, 2 * int(np.prod(architecture.input_shape))).view(2, *architecture.input_shape)
-    nothing = [torch.ones(layer.weight_shape[1]) for layer in architecture.layers]
-    return torch.equal(turned_inputs(architecture, x, flat, nothing), architecture.forward(x, architecture.split(flat)))

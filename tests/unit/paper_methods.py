@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from supsup_online.models import Architecture
 from supsup_online.optimisers import OptimiserChoice
 from supsup_online.paper.batche import BatchE
 from supsup_online.paper.bounds import LowerBound, UpperBound
@@ -20,6 +17,8 @@ from supsup_online.paper.methods import Method, Setup
 from supsup_online.paper.own_labels import OwnLabels
 from supsup_online.paper.psp import ParameterSuperposition
 from supsup_online.paper.replay import ExperienceReplay
+from supsup_online.paper.supsup import MaskSettings, SupSup
+from supsup_online.paper.untold import Untold
 from unit import tiny
 
 FAST = OptimiserChoice("adam", 0.01)
@@ -36,6 +35,8 @@ class Case:
         keeps: whether what it answers for a task never changes once that is learnt.
         uncounted: arrays of its state that need not be stored.
         seeds: how many seeds have to be stored beside the arrays.
+        counted: whether its state is what has to be stored; masks are padded in memory and not when they are stored.
+        convolutions: accuracy to be expected of a second task by a convolutional network; chance is 0.25.
     """
 
     make: Callable[[Setup], Method]
@@ -43,11 +44,18 @@ class Case:
     keeps: bool = True
     uncounted: tuple[str, ...] = ()
     seeds: int = 0
+    counted: bool = True
+    convolutions: float = 0.6
 
 
 METHODS = {
-    "BatchE": Case(lambda setup: BatchE(setup, first=FAST), told=False),
-    "BatchE, random weights": Case(lambda setup: BatchE(setup, random_weights=True), told=False, seeds=1),
+    "SupSup": Case(SupSup, told=False, counted=False),
+    "SupSup, transfer": Case(lambda setup: SupSup(setup, MaskSettings(transfer=True)), told=False, counted=False),
+    "SupSup, never told": Case(Untold, told=False, keeps=False, counted=False),
+    "BatchE": Case(lambda setup: BatchE(setup, first=FAST), told=False, convolutions=0.35),
+    "BatchE, random weights": Case(
+        lambda setup: BatchE(setup, random_weights=True), told=False, seeds=1, convolutions=0.35
+    ),
     "PSP": Case(ParameterSuperposition, keeps=False, seeds=1),
     "PSP, binary": Case(lambda setup: ParameterSuperposition(setup, "binary"), keeps=False, seeds=1),
     "Separate Heads": Case(SeparateHeads),
@@ -99,43 +107,4 @@ def bytes_of(method: Method) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in method.state().items()}
 
 
-@dataclass(frozen=True)
-class _Conv:
-    """A 3x3 convolution over (n, inputs, 4, 4), ReLU behind it."""
-
-    inputs: int
-    outputs: int
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        return (self.outputs, self.inputs, 3, 3)
-
-    @property
-    def fan_in(self) -> int:
-        return 9 * self.inputs
-
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.conv2d(x, weight, padding=1).relu()
-
-
-class _Images(Architecture):
-    """Convolutions over images, and one connected layer."""
-
-    def forward(self, x, weights):
-        *convolutions, head = zip(self.layers, weights, strict=True)
-        x = x[:, None]
-        for layer, weight in convolutions:
-            x = layer.forward(x, weight)
-        return head[0].forward(x.flatten(1), head[1])
-
-
-class ConvolutionalSetup(Setup):
-    """The same set-up, with a network of two convolutions."""
-
-    def build(self) -> Architecture:
-        """Two convolutions and a connected layer."""
-        head = replace(super().build().layers[-1], in_features=16 * 8)
-        return _Images("convolutional", self.input_shape, (_Conv(1, 6), _Conv(6, 8), head))
-
-
-CONVOLUTIONAL = ConvolutionalSetup("mlp-8", (4, 4), tiny.CLASSES, outputs=12, tasks=3, seed=7, optimiser=FAST)
+CONVOLUTIONAL = replace(SETUP, architecture="conv-16-24-batch")  # statistics of the batch, as all methods have them

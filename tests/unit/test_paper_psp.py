@@ -8,8 +8,8 @@ import torch
 from supsup_online.paper.ewc import OnlineEWC
 from supsup_online.paper.psp import (
     ParameterSuperposition,
+    _turned,
     draw_contexts,
-    is_chain,
     turned_inputs,
     turned_weights,
 )
@@ -68,19 +68,11 @@ def test_turning_the_inputs_is_turning_the_weights(kind):
 def test_in_a_convolution_the_channels_are_turned(kind):
     architecture = CONVOLUTIONAL.build()
     flat = ParameterSuperposition(CONVOLUTIONAL)._weights
-    contexts = draw_contexts(architecture, 7, 0, kind)
-    x = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
-    h = x[:, None]
-    for layer, weight, context in zip(architecture.layers, architecture.split(flat), contexts, strict=True):
-        h = h.flatten(1) if weight.dim() == 2 else h
-        matrix = context if context.dim() == 2 else torch.diag(context)
-        h = layer.forward(torch.einsum("ij,nj...->ni...", matrix, h), weight)
-    torch.testing.assert_close(turned_weights(architecture, x, flat, contexts), h, rtol=1e-4, atol=1e-5)
-
-
-def test_only_a_network_that_is_a_chain_of_connected_layers_is_taken_for_one():
-    assert is_chain(SETUP.build(), ParameterSuperposition(SETUP)._weights)
-    assert not is_chain(CONVOLUTIONAL.build(), ParameterSuperposition(CONVOLUTIONAL)._weights)
+    weight, context = architecture.split(flat)[1], draw_contexts(architecture, 7, 0, kind)[1]
+    x = torch.randn(3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    matrix = context if context.dim() == 2 else torch.diag(context)
+    expected = torch.conv2d(torch.einsum("ij,njhw->nihw", matrix, x), weight, padding=1)
+    torch.testing.assert_close(torch.conv2d(x, _turned(weight, context), padding=1), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
