@@ -23,6 +23,7 @@ def asking_batche(way: batche.Way, objective: Objective = "H") -> Callable[[Any]
 
 GG: Final = Reading("GG", told=True)
 GNS: Final = Reading("GNs")  # of methods that know no tasks
+GNU: Final = Reading("GNu")  # of methods whose labels name the task
 
 # One image decides for a test batch of 128, as in the paper.
 GNU_H: Final = Reading("GNu, H", scope="first", ask=asking("one-shot"))

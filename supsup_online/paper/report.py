@@ -118,48 +118,55 @@ def curves(runs: Sequence[Mapping[str, Any]], column: str) -> dict[str, dict[int
     return found
 
 
-def draw(figure: Figure, runs: Sequence[Mapping[str, Any]], stem: Path) -> list[Path]:
+def draw(figure: Figure, runs: Sequence[Mapping[str, Any]], stem: Path, order: Sequence[str] = ()) -> list[Path]:
     """Accuracy against tasks learnt, or bars where there is one number of tasks; as PNG and SVG."""
-    lines = curves(runs, "right_both")
-    picture = Picture(figsize=(8.5, 5), layout="constrained")
+    places = {name: place for place, name in enumerate(order)}
+    lines = curves(sorted(runs, key=lambda run: places.get(run["cell"], len(places))), "right_both")
+    bars = all(len(points) == 1 for points in lines.values())
+    picture = Picture(figsize=(9, 1.5 + 0.24 * len(lines)) if bars else (9.5, 5.5), layout="constrained")
     FigureCanvasAgg(picture)
     axes = picture.subplots()
     axes.set_title(figure.title, fontsize=11)
-    if all(len(points) == 1 for points in lines.values()):
-        _bars(axes, lines)
-    else:
-        _lines(axes, lines)
-    for label, value in figure.numbers.items():
-        axes.axhline(value, color="0.5", linestyle=":", linewidth=1)
-        axes.annotate(f"paper: {label} {value:g} %", (0.01, value), xycoords=("axes fraction", "data"), fontsize=7)
+    (_bars if bars else _lines)(axes, lines, figure.numbers)
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     for path in paths:
         picture.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 
-def _lines(axes: Any, lines: Mapping[str, Mapping[int, list[float]]]) -> None:
-    for label, points in lines.items():
+def _lines(axes: Any, lines: Mapping[str, Mapping[int, list[float]]], numbers: Mapping[str, float]) -> None:
+    styles = ("-", "--", ":")
+    for index, (label, points) in enumerate(lines.items()):
         x = sorted(points)
         y = [statistics.fmean(points[count]) for count in x]
-        (line,) = axes.plot(x, y, marker="o", markersize=3, label=label)
+        style = {"color": f"C{index % 10}", "linestyle": styles[index // 10 % len(styles)]}
+        axes.plot(x, y, marker="o", markersize=3, label=f"{label}: {y[-1]:.1f}", **style)
         if any(len(points[count]) > 1 for count in x):
             low, high = [min(points[count]) for count in x], [max(points[count]) for count in x]
-            axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    for label, value in numbers.items():
+        axes.axhline(value, color="0.5", linestyle=":", linewidth=1)
+        axes.annotate(f"paper: {label} {value:g} %", (0.01, value), xycoords=("axes fraction", "data"), fontsize=7)
     axes.set_xlabel("tasks learnt")
     axes.set_ylabel("accuracy over all tasks, %\n(task and label; of methods without tasks: label)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _bars(axes: Any, lines: Mapping[str, Mapping[int, list[float]]]) -> None:
+def _bars(axes: Any, lines: Mapping[str, Mapping[int, list[float]]], numbers: Mapping[str, float]) -> None:
     labels = list(lines)
     values = [statistics.fmean(next(iter(points.values()))) for points in lines.values()]
-    axes.barh(range(len(labels)), values, color="tab:blue")
+    drawn = axes.barh(range(len(labels)), values, color="tab:blue")
+    axes.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    for label, value in numbers.items():
+        if label in labels:
+            place = labels.index(label)
+            axes.plot([value, value], [place - 0.45, place + 0.45], color="black", linewidth=2)
     axes.invert_yaxis()
-    axes.set_xlim(max(0.0, min(values) - 5), 100)
-    axes.set_xlabel("accuracy, % (task and label)")
+    axes.margins(y=0.01)
+    axes.set_xlim(0, 107)
+    axes.set_xlabel("accuracy, % (task and label; black: the paper)")
 
 
 def table(found: Sequence[Row]) -> str:
