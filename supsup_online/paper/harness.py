@@ -134,11 +134,11 @@ def run_cell(cell: Cell, scenario: Scenario, run: Run, progress: Callable[[int],
     if run.learnt:
         method.restore(run.state)
     for task in range(run.learnt, cell.setup.tasks):
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         method.learn(task, _batches(cell, scenario, task, progress))
-        learnt = time.perf_counter()
+        training, cpu, begun = time.perf_counter() - begun, time.process_time() - cpu, time.perf_counter()
         scores = evaluate(cell, scenario, method, task + 1) if task + 1 in cell.checkpoints else []
-        run.add(scores, training_s=learnt - begun, asking_s=time.perf_counter() - learnt)
+        run.add(scores, training_s=training, training_cpu_s=cpu, asking_s=time.perf_counter() - begun)
         run.save_when_due(method)
     run.finish(method.storage())
 

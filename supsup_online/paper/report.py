@@ -30,7 +30,8 @@ class Row:
         spread: standard deviation over seeds of the strict (else the lenient) accuracy; None of one seed.
         forgetting: by how many points tasks were better at an earlier checkpoint, at their best and on average; None
             where there was none.
-        bytes_per_task, seconds_per_task: stored, and spent in training.
+        bytes_per_task: stored.
+        seconds_per_task, cpu_per_task: spent in training, by the clock and by all cores together.
         paper: the paper's number, percent.
     """
 
@@ -45,6 +46,7 @@ class Row:
     forgetting: float | None
     bytes_per_task: float | None
     seconds_per_task: float
+    cpu_per_task: float | None
     paper: float | None
 
 
@@ -77,6 +79,7 @@ def _row(figure: Figure, cell: str, reading: str, runs: Sequence[Mapping[str, An
         forgetting=_mean([_forgetting(run, reading, tasks) for run in runs]),
         bytes_per_task=_mean(stored),
         seconds_per_task=_mean([run["training_s"] / run["learnt"] for run in runs]) or 0.0,
+        cpu_per_task=_mean([run["training_cpu_s"] / run["learnt"] for run in runs if "training_cpu_s" in run]),
         paper=figure.numbers.get(f"{cell}, {reading}"),
     )
 
@@ -172,8 +175,8 @@ def _bars(axes: Any, lines: Mapping[str, Mapping[int, list[float]]], numbers: Ma
 def table(found: Sequence[Row]) -> str:
     """The rows as a table in Markdown."""
     names = "method", "reading", "tasks", "seeds", "task and label %", "label %", "task found %", "forgetting"
-    head = f"| {' | '.join((*names, 'KB/task', 's/task', 'paper %'))} |"
-    return "\n".join([head, "|---" * (len(names) + 3) + "|", *(_line(row) for row in found)])
+    head = f"| {' | '.join((*names, 'KB/task', 's/task', 'CPU s/task', 'paper %'))} |"
+    return "\n".join([head, "|---" * (len(names) + 4) + "|", *(_line(row) for row in found)])
 
 
 def _line(row: Row) -> str:
@@ -193,6 +196,7 @@ def _line(row: Row) -> str:
         number(row.forgetting),
         number(stored, 1),
         number(row.seconds_per_task, 1),
+        number(row.cpu_per_task, 1),
         number(row.paper),
     )
     return f"| {' | '.join(cells)} |"

@@ -60,7 +60,7 @@ class Run:
         directory.mkdir(parents=True, exist_ok=True)
         self._stem = directory / f"{re.sub(r'[^A-Za-z0-9]+', '-', cell).strip('-').lower()}.{seed}"
         self._about: dict[str, Any] = {"cell": cell, "seed": seed, "record": dict(record), "machine": machine()}
-        self._about |= {"learnt": 0, "finished": False, "training_s": 0.0, "asking_s": 0.0}
+        self._about |= {"learnt": 0, "finished": False, "training_s": 0.0, "training_cpu_s": 0.0, "asking_s": 0.0}
         self._lines: list[dict[str, Any]] = []
         self._due = time.monotonic()
         self.state: State = {}
@@ -99,12 +99,12 @@ class Run:
         """Whether nothing is left to do."""
         return bool(self._about["finished"])
 
-    def add(self, scores: "Iterable[Score]", *, training_s: float, asking_s: float) -> None:
-        """One more task was learnt."""
+    def add(self, scores: "Iterable[Score]", **seconds: float) -> None:
+        """One more task was learnt; `training_s`, `training_cpu_s` and `asking_s` went into it."""
         self._lines += [asdict(score) for score in scores]
         self._about["learnt"] += 1
-        self._about["training_s"] += training_s
-        self._about["asking_s"] += asking_s
+        for name, spent in seconds.items():
+            self._about[name] += spent
 
     def save_when_due(self, method: Method) -> None:
         """Save, unless too much time goes into that: what was learnt may be hundreds of megabytes."""

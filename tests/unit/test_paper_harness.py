@@ -264,7 +264,15 @@ def test_a_report_holds_mean_spread_forgetting_and_the_papers_number():
             }
             for learnt, task, n in [(1, 0, 9), (2, 0, right), (2, 1, 8)]
         ]
-        return {"cell": "SupSup", "seed": seed, "scores": lines, "finished": True, "learnt": 2, "training_s": 4.0} | {
+        return {
+            "cell": "SupSup",
+            "seed": seed,
+            "scores": lines,
+            "finished": True,
+            "learnt": 2,
+            "training_s": 4.0,
+            "training_cpu_s": 6.0,
+        } | {
             "bytes_per_task": 100,
             "bytes_shared": 8,
         }
@@ -274,7 +282,13 @@ def test_a_report_holds_mean_spread_forgetting_and_the_papers_number():
     assert (row.both, row.label, row.found) == (70.0, 70.0, 100.0)
     assert row.spread == pytest.approx(np.std([75, 65], ddof=1))
     assert row.forgetting == 30.0, "from 9 of 10 to 7 and to 5"
-    assert (row.bytes_per_task, row.seconds_per_task, row.paper, row.seeds) == (104.0, 2.0, 92.37, 2)
+    assert (row.bytes_per_task, row.seconds_per_task, row.cpu_per_task, row.paper, row.seeds) == (
+        104.0,
+        2.0,
+        3.0,
+        92.37,
+        2,
+    )
     assert "| SupSup | GG | 2 | 2 | 70.00 ± 7.07 |" in report.table([row])
 
 
