@@ -36,7 +36,7 @@ COMMITTED = [30, 70]
 
 
 def images(task: int, seed: int, rows: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy images uint8 (rows, 28, 28) of four blurred patterns, and their labels; each task has patterns of its own."""
+    """Noisy images uint8 (rows, 28, 28) of four blurred patterns, and labels; each task has patterns of its own."""
     coarse = np.random.default_rng([2, task]).integers(0, 256, (CLASSES, 7, 7))
     rng = np.random.default_rng([3, task, seed])
     y = rng.integers(0, CLASSES, rows)
