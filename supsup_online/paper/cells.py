@@ -11,6 +11,7 @@ from supsup_online.paper.bounds import LowerBound, UpperBound
 from supsup_online.paper.ewc import OnlineEWC
 from supsup_online.paper.harness import Cell, Reading, checkpoints
 from supsup_online.paper.heads import SeparateHeads
+from supsup_online.paper.hopfield import HopSupSup
 from supsup_online.paper.methods import Method, Setup
 from supsup_online.paper.own_labels import OwnLabels
 from supsup_online.paper.psp import ParameterSuperposition
@@ -94,6 +95,17 @@ def one_shot_for_batche(scale: Scale, seed: int) -> list[Cell]:
     return [
         Cell("SupSup", setup, SupSup, (GNU_H,), _BATCHES[scale], stops),
         Cell("BatchE", setup, BatchE, (GG, BATCHE_H, BATCHE_FULL), _BATCHES[scale], stops),
+    ]
+
+
+def hopfield(scale: Scale, seed: int) -> list[Cell]:
+    """SplitMNIST, its masks in a Hopfield network: one epoch a task; a test batch of 128 finds its mask."""
+    setup = Setup("mlp-256-256" if scale == "quick" else "mlp-2048-2048", outputs=10, tasks=5, seed=seed)
+    reading = (Reading("GNu, label of the task's own", scope="batch"),)
+    batches = 30 if scale == "quick" else 94
+    return [
+        Cell("HopSupSup", setup, HopSupSup, reading, batches, (5,), "split"),
+        Cell("HopSupSup, Hebb's rule", setup, partial(HopSupSup, rule="hebb"), reading, batches, (5,), "split"),
     ]
 
 

@@ -97,6 +97,14 @@ _ALL: Final = (
         cells.output_size,
     ),
     Figure(
+        "hopfield",
+        "section 3.5, Figure 7 (appendix)",
+        "HopSupSup on SplitMNIST",
+        "masks are found again within 30 gradient steps; 97.43 % on average, as quoted by others, with seeds that fail",
+        cells.hopfield,
+        {"HopSupSup, GNu, label of the task's own": 97.43},
+    ),
+    Figure(
         "hundred",
         "section 4, all baselines in one table",
         "A hundred permutations, LeNet 300-100, 500 outputs",
