@@ -100,7 +100,7 @@ def one_shot_for_batche(scale: Scale, seed: int) -> list[Cell]:
 
 def hopfield(scale: Scale, seed: int) -> list[Cell]:
     """SplitMNIST, its masks in a Hopfield network: one epoch a task; a test batch of 128 finds its mask."""
-    setup = Setup("mlp-256-256" if scale == "quick" else "mlp-2048-2048", outputs=10, tasks=5, seed=seed)
+    setup = Setup("mlp-2048-2048", outputs=10, tasks=5, seed=seed)
     reading = (Reading("GNu, label of the task's own", scope="batch"),)
     batches = 30 if scale == "quick" else 94
     return [
