@@ -5,8 +5,8 @@
 
 *Convergence*: SplitMNIST, five tasks stored; at every gradient step the accuracy of the mask so far on the 128 images
 that look for it, and its distance to each stored mask. *Capacity*: tasks are pairs of digits, 45 of them; so many masks
-are stored, and for up to ten of them 128 test images look for theirs. A mask counts as found when the stored one it is nearest to is
-that of its task, with less than 2 % of its bits elsewhere. Stored masks are looked at by this script only.
+are stored, and for up to ten of them 128 test images look for theirs. A mask counts as found when the stored one that
+it is nearest to is that of its task, with less than 2 % of its bits elsewhere. Stored masks are looked at here only.
 """
 
 import argparse
