@@ -294,7 +294,7 @@ class RedisStore(BankReader):
         if differences := network.spec.differences(self.spec()):
             raise BankMismatchError(
                 f"bank {self.keys.bank!r} was made with other settings (yours, the bank's): {'; '.join(differences)}. "
-                "Use the bank's settings (weights_file for trained weights), or another --bank."
+                "Use the bank's settings, or another --bank."
             )
 
     def load(self, network: Network, optimiser: Optimiser, warm: WarmMasks | None = None) -> StoredBank:

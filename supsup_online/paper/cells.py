@@ -11,7 +11,7 @@ from supsup_online.paper.bounds import LowerBound, UpperBound
 from supsup_online.paper.ewc import OnlineEWC
 from supsup_online.paper.harness import Cell, Reading, checkpoints
 from supsup_online.paper.heads import SeparateHeads
-from supsup_online.paper.hopfield import HopSupSup
+from supsup_online.paper.hopfield import HopSupSup, Recovery
 from supsup_online.paper.methods import Method, Setup
 from supsup_online.paper.own_labels import OwnLabels
 from supsup_online.paper.psp import ParameterSuperposition
@@ -105,6 +105,15 @@ def hopfield(scale: Scale, seed: int) -> list[Cell]:
     batches = 30 if scale == "quick" else 94
     return [
         Cell("HopSupSup", setup, HopSupSup, reading, batches, (5,), "split"),
+        Cell(
+            "HopSupSup, recalling",
+            setup,
+            partial(HopSupSup, recovery=Recovery(recalls=500)),
+            reading,
+            batches,
+            (5,),
+            "split",
+        ),
         Cell("HopSupSup, Hebb's rule", setup, partial(HopSupSup, rule="hebb"), reading, batches, (5,), "split"),
     ]
 

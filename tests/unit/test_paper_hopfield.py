@@ -1,6 +1,7 @@
 """HopSupSup: what the memory keeps, and that a mask is found again by the images it was learnt for."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,11 +170,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes():
         np.testing.assert_array_equal(resumed.state()[name], array)
 
 
-def test_restarts_end_at_rest_in_the_memory(learnt):
-    method, _ = learnt
-    again = HopSupSup(SETUP, recovery=Recovery(gamma=1.5e-2, learning_rate=50.0, restarts=2))
+def test_what_is_recalled_from_random_states_is_what_was_stored_and_all_of_it():
+    stored = patterns(4)
+    for rule in RULES:
+        recalled = memory(rule, stored).recall(patterns(500, seed=1))
+        assert {tuple(row.tolist()) for row in recalled} == {tuple(row.tolist()) for row in stored}
+
+
+def test_with_what_is_recalled_the_mask_of_the_task_is_found_to_the_last_bit(learnt):
+    method, kept = learnt
+    again = HopSupSup(SETUP, recovery=replace(RECOVERY, recalls=500))
     again.restore(method.state())
-    ((x, _),) = batches(1, 1, seed=1)
-    found = again.recover(again.network.features(torch.from_numpy(x)))
-    for store, pattern in zip(again.memories, found.patterns, strict=True):
-        assert torch.equal(store.settle(pattern), pattern)
+    for task in range(2):
+        ((x, _),) = batches(task, 1, seed=1)
+        found = again.recover(again.network.features(torch.from_numpy(x)))
+        for pattern, right in zip(found.patterns, kept[task], strict=True):
+            assert torch.equal(pattern, right)
