@@ -15,10 +15,12 @@ images that are asked about are all there is, as they are in service.
 
 `Recovery.recalls` is ours. Under the stored masks the images of a task tell theirs by far (benchmarks/hopfield.py), yet
 some descents end in another, or between two. So the memory is asked for what it holds: from random states it comes to
-rest in stored patterns. For each layer in turn the one is taken under which entropy is lowest, beginning where the
-descent ended.
+rest in stored patterns, and those are taken under which entropy is lowest: of all combinations of layers, or where
+those are too many, for one layer after the other, beginning where the descent ended.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -36,7 +38,7 @@ from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, S
 from supsup_online.paper.unit_masks import MaskTraining, UnitMaskedNetwork, mask_of
 
 _FLOAT: Final = 4
-_ROUNDS: Final = 3
+_COMBINATIONS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +130,17 @@ class HopSupSup:
         return tuple(memory.mean for memory in self.memories)
 
     def _among_recalled(self, features: Tensor, end: Step) -> Step:
-        for _ in range(_ROUNDS):
-            before = end
-            for layer, patterns in enumerate(self._recalled()):
-                tried = [
-                    self._step(features, [*end.patterns[:layer], pattern, *end.patterns[layer + 1 :]])
-                    for pattern in patterns
-                ]
-                end = min(tried, key=lambda step: step.entropy, default=end)
-            if all(torch.equal(now, then) for now, then in zip(end.patterns, before.patterns, strict=True)):
-                break
+        """The recalled patterns with the lowest entropy: all combinations of layers, or one layer after the other."""
+        recalled = self._recalled()
+        if math.prod(map(len, recalled)) <= _COMBINATIONS:
+            tried = (self._step(features, patterns) for patterns in itertools.product(*recalled))
+            return min(tried, key=lambda step: step.entropy, default=end)
+        for layer, patterns in enumerate(recalled):
+            tried = (
+                self._step(features, [*end.patterns[:layer], pattern, *end.patterns[layer + 1 :]])
+                for pattern in patterns
+            )
+            end = min(tried, key=lambda step: step.entropy, default=end)
         return end
 
     def _recalled(self) -> list[Tensor]:
