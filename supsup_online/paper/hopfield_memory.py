@@ -82,3 +82,11 @@ class HopfieldMemory:
                 break
             states = following
         return states
+
+    def without(self, pattern: Tensor) -> "HopfieldMemory":
+        """A copy that has forgotten a pattern float32 (d,), for a search that has tried it."""
+        other = HopfieldMemory(len(pattern), self.rule)
+        other.matrix = self.matrix - torch.outer(pattern, pattern) / len(pattern)
+        other.total = self.total - pattern
+        other.stored = self.stored - 1
+        return other

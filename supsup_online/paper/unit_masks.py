@@ -107,10 +107,10 @@ class MaskTraining:
         state = new_state(SGD(), flat)
         for step, (x, y) in enumerate(batches):
             flat.requires_grad_()
-            masks = [mask_of(scores) for scores in flat.split(network.sizes)]
+            masks = [mask_of(scores) for scores in torch.split(flat, list(network.sizes))]
             loss = functional.cross_entropy(network.logits(network.features(x), masks), y)
             (gradient,) = torch.autograd.grad(loss, flat)
             flat = flat.detach()
             rate = self.learning_rate * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
             SGD(rate, self.momentum).update(flat, gradient.add_(flat, alpha=self.weight_decay), state)
-        return list(flat.split(network.sizes))
+        return list(torch.split(flat, list(network.sizes)))

@@ -1,0 +1,229 @@
+"""HopSupSup on SplitMNIST: ten seeds of each way to recover a mask, and how many masks a Hopfield network holds.
+
+    SUPSUP_DATA_DIR=... python benchmarks/hopfield.py                       some fifty minutes on one core
+    python benchmarks/hopfield.py --seeds 3 --variant projected authors     less
+    python benchmarks/hopfield.py --capacity                                how many tasks it holds
+
+Five tasks of two digits, 784-2048-2048-10, one epoch each. The variants:
+
+    authors    the authors' way: one recovery per task, each step on the next 64 rows of its test set
+    batch      the same descent, 30 steps, from one batch of 128 rows; each batch of the test set for itself
+    once       soft and projected (see `hopfield_recovery`), each batch of 128 for itself, one attempt
+    projected  the same, three attempts, the most certain kept
+
+*Told* is accuracy under the stored mask: what a recovery can reach. A recovery is right when the masks of every layer
+differ from the stored ones of its task in less than 5 % of the bits. Results go to results/hopfield.csv, a line for
+each seed and variant (capacity: results/hopfield-capacity.csv), and lines that are there are not computed again.
+"""
+
+import argparse
+import csv
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from _latest import RESULTS
+from torch import Tensor
+
+from supsup_online.datasets import Dataset, load_mnist
+from supsup_online.paper.hopfield import HopSupSup, paper_recovery
+from supsup_online.paper.hopfield_memory import RULES
+from supsup_online.paper.hopfield_recovery import PaperRecovery, ProjectedRecovery, Recovery
+from supsup_online.paper.methods import Setup
+from supsup_online.scenarios import RawDraws, Scenario
+
+TASKS, ROWS = 5, 128
+SINGLE: dict[str, Recovery] = {
+    "batch": PaperRecovery(),
+    "once": ProjectedRecovery(attempts=1),
+    "projected": ProjectedRecovery(),
+}
+VARIANTS = ("authors", *SINGLE)
+COUNTS = (2, 5, 10, 15, 20, 30, 45)
+Masks = list[Tensor]
+
+
+def set_up(seed: int, variant: str, tasks: int = TASKS) -> HopSupSup:
+    """An untrained method."""
+    setup = Setup("mlp-2048-2048", outputs=10, tasks=tasks, seed=seed)
+    return paper_recovery(setup) if variant == "authors" else HopSupSup(setup, SINGLE[variant])
+
+
+def learnt(seed: int, scenario: Scenario) -> tuple[dict[str, HopSupSup], list[Masks]]:
+    """A method of each variant with five tasks learnt, and their masks, which the methods themselves do not keep."""
+    methods = {variant: set_up(seed, variant) for variant in VARIANTS}
+    masks = []
+    for task in range(TASKS):
+        rows = int(np.isin(scenario.dataset.train_y, scenario.classes(task)).sum())
+        masks.append(methods["authors"].train(task, [scenario.batch(task, at, ROWS) for at in range(-(-rows // ROWS))]))
+        methods["authors"].store(masks[-1])
+    for method in methods.values():
+        method.restore(methods["authors"].state())
+    return methods, masks
+
+
+def parts(scenario: Scenario, task: int, rows: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The test set of a task in batches of about so many rows, or whole."""
+    x, y = scenario.test_set(task)
+    count = max(1, round(len(x) / rows)) if rows else 1
+    yield from zip(np.array_split(x, count), np.array_split(y, count), strict=True)
+
+
+def is_right(found: Masks, stored: Masks) -> bool:
+    """Less than 5 % of the bits of every layer are wrong."""
+    return all(float((a != b).float().mean()) < 0.05 for a, b in zip(found, stored, strict=True))
+
+
+def scored(method: HopSupSup, masks: Masks, scenario: Scenario, task: int, rows: int | None) -> list[float]:
+    """Accuracy, accuracy when told, recoveries and how many of them were right, for one task."""
+    hits, told, recoveries, right, total = 0, 0, 0, 0, 0
+    for x, y in parts(scenario, task, rows):
+        batches = method.features(x)
+        found = method.recover(batches).masks
+        for part, logits, known in zip(
+            np.split(y, np.cumsum([len(b) for b in batches])[:-1]),
+            [method.network.logits(b, found) for b in batches],
+            [method.network.logits(b, masks) for b in batches],
+            strict=True,
+        ):
+            hits += int((logits.argmax(1).numpy() == part).sum())
+            told += int((known.argmax(1).numpy() == part).sum())
+        recoveries, right, total = recoveries + 1, right + is_right(found, masks), total + len(y)
+    return [hits / total, told / total, recoveries, right]
+
+
+def measure(seed: int, variants: Sequence[str], dataset: Dataset) -> Iterator[dict[str, object]]:
+    """A line for each variant."""
+    scenario = Scenario(dataset, "split", TASKS, seed)
+    methods, masks = learnt(seed, scenario)
+    for variant in variants:
+        begun = time.perf_counter()
+        rows = None if variant == "authors" else ROWS
+        table = np.array([scored(methods[variant], masks[t], scenario, t, rows) for t in range(TASKS)])
+        spent = (time.perf_counter() - begun) / table[:, 2].sum()
+        line: dict[str, object] = {"variant": variant, "seed": seed, "accuracy": round(float(table[:, 0].mean()), 4)}
+        line |= {"told": round(float(table[:, 1].mean()), 4)}
+        line |= {"recoveries": int(table[:, 2].sum()), "right": int(table[:, 3].sum()), "seconds_each": round(spent, 3)}
+        yield line | {f"task{task}": round(float(value), 4) for task, value in enumerate(table[:, 0])}
+
+
+def pairs(dataset: Dataset, seed: int) -> Iterator[tuple[int, int]]:
+    """All 45 pairs of digits, in an order drawn from the seed."""
+    every = [(a, b) for a in range(dataset.classes) for b in range(a)]
+    yield from (every[i] for i in RawDraws(seed, 5).permutation(len(every)))
+
+
+def pair_batches(dataset: Dataset, pair: tuple[int, int], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """One epoch of the images of two digits."""
+    rows = np.flatnonzero(np.isin(dataset.train_y, pair))
+    order = rows[RawDraws(seed, 6, *pair).permutation(len(rows))]
+    return [(dataset.train_x[at], dataset.train_y[at]) for at in np.array_split(order, len(order) // ROWS)]
+
+
+def capacity(seed: int, dataset: Dataset, most: int) -> Iterator[dict[str, object]]:
+    """Stored masks against recovery rate, for both rules; tasks are pairs of digits, which share labels."""
+    methods = {rule: HopSupSup(Setup("mlp-2048-2048", outputs=10, seed=seed), rule=rule) for rule in RULES}
+    known: list[tuple[tuple[int, int], Masks]] = []
+    for pair in pairs(dataset, seed):
+        masks = methods["storkey"].train(len(known), pair_batches(dataset, pair, seed))
+        known.append((pair, masks))
+        for method in methods.values():
+            method.store(masks)
+        if len(known) in COUNTS:
+            yield from (capacity_line(seed, rule, method, known, dataset) for rule, method in methods.items())
+        if len(known) >= most:
+            return
+
+
+def capacity_line(
+    seed: int, rule: str, method: HopSupSup, known: list[tuple[tuple[int, int], Masks]], dataset: Dataset
+) -> dict[str, object]:
+    """Of so many stored masks: how many are at rest, how many each recovery finds from 128 images of their task."""
+    line: dict[str, object] = {"rule": rule, "seed": seed, "stored": len(known)}
+    at_rest = [
+        is_right([(memory.settle(2 * m - 1) + 1) / 2 for memory, m in zip(method.memories, masks, strict=True)], masks)
+        for _, masks in known
+    ]
+    line["at_rest"] = round(float(np.mean(at_rest)), 3)
+    asked = known[:: max(1, len(known) // 15)]  # about fifteen of them, spread over the order of storing
+    line["asked"] = len(asked)
+    for name, recovery in SINGLE.items():
+        found = []
+        for pair, masks in asked:
+            rows = np.flatnonzero(np.isin(dataset.test_y, pair))[:ROWS]
+            batches = method.features(dataset.test_x[rows])
+            found.append(is_right(recovery.recover(method.network, method.memories, batches).masks, masks))
+        line[name] = round(float(np.mean(found)), 3)
+    return line
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    """What was computed before."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, line: dict[str, object]) -> None:
+    """One more line, with a header where it is the first."""
+    RESULTS.mkdir(exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(line))
+        if is_new:
+            writer.writeheader()
+        writer.writerow(line)
+
+
+def table(lines: list[dict[str, str]], variants: Sequence[str]) -> None:
+    """Mean, seeds and failures of each variant."""
+    print("| variant | seeds | mean % | told % | right recoveries | seeds with a lost task | per seed % | s each |")
+    print("|---" * 8 + "|")
+    for variant in variants:
+        own = sorted((line for line in lines if line["variant"] == variant), key=lambda line: int(line["seed"]))
+        if not own:
+            continue
+        accuracy = [100 * float(line["accuracy"]) for line in own]
+        told = np.mean([100 * float(line["told"]) for line in own])
+        lost = [int(line["seed"]) for line in own if min(float(line[f"task{t}"]) for t in range(TASKS)) < 0.5]
+        right, every = (sum(int(line[key]) for line in own) for key in ("right", "recoveries"))
+        each = np.mean([float(line["seconds_each"]) for line in own])
+        seeds = ", ".join(f"{value:.1f}" for value in accuracy)
+        print(f"| {variant} | {len(own)} | {np.mean(accuracy):.2f} | {told:.2f} | {right} of {every} | {lost} ", end="")
+        print(f"| {seeds} | {each:.2f} |")
+
+
+def main() -> None:
+    """Compute what is missing, print all."""
+    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given.add_argument("--seeds", type=int, default=10)
+    given.add_argument("--first-seed", type=int, default=0)
+    given.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    given.add_argument("--capacity", action="store_true")
+    given.add_argument("--most", type=int, default=45)
+    arguments = given.parse_args()
+    torch.set_num_threads(1)
+    dataset = load_mnist()
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    if arguments.capacity:
+        path = RESULTS / "hopfield-capacity.csv"
+        for seed in seeds:
+            if not any(int(line["seed"]) == seed for line in lines_of(path)):
+                for line in capacity(seed, dataset, arguments.most):
+                    append(path, line)
+        print(path.read_text())
+        return
+    path = RESULTS / "hopfield.csv"
+    for seed in seeds:
+        there = {line["variant"] for line in lines_of(path) if int(line["seed"]) == seed}
+        if missing := [variant for variant in arguments.variant if variant not in there]:
+            for line in measure(seed, missing, dataset):
+                append(path, line)
+    table(lines_of(path), arguments.variant)
+
+
+if __name__ == "__main__":
+    main()
