@@ -2,7 +2,7 @@
 
     SUPSUP_DATA_DIR=... python benchmarks/hopfield.py                       some fifty minutes on one core
     python benchmarks/hopfield.py --seeds 3 --variant projected authors     less
-    python benchmarks/hopfield.py --capacity                                how many tasks it holds
+    python benchmarks/hopfield.py --capacity permuted pairs --seeds 1       how many tasks it holds
 
 Five tasks of two digits, 784-2048-2048-10, one epoch each. The variants:
 
@@ -20,6 +20,7 @@ import argparse
 import csv
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,10 @@ SINGLE: dict[str, Recovery] = {
 }
 VARIANTS = ("authors", *SINGLE)
 COUNTS = (2, 5, 10, 15, 20, 30, 45)
+ASKED = 10
+KINDS = ("permuted", "pairs")
 Masks = list[Tensor]
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 def set_up(seed: int, variant: str, tasks: int = TASKS) -> HopSupSup:
@@ -109,53 +113,52 @@ def measure(seed: int, variants: Sequence[str], dataset: Dataset) -> Iterator[di
         yield line | {f"task{task}": round(float(value), 4) for task, value in enumerate(table[:, 0])}
 
 
-def pairs(dataset: Dataset, seed: int) -> Iterator[tuple[int, int]]:
-    """All 45 pairs of digits, in an order drawn from the seed."""
+def tasks_of(kind: str, dataset: Dataset, seed: int) -> Iterator[tuple[list[Batch], np.ndarray]]:
+    """Training batches and 128 test images of one task after the other; the tasks share their labels.
+
+    `permuted`: permutations of the pixels, 100 batches each. `pairs`: one epoch of two digits, all 45 pairs in an order
+    drawn from the seed, so that tasks share digits as well.
+    """
+    if kind == "permuted":
+        scenario = Scenario(dataset, "permuted", max(COUNTS), seed)
+        for task in range(max(COUNTS)):
+            yield [scenario.batch(task, at, ROWS) for at in range(100)], scenario.test_set(task)[0][:ROWS]
+        return
     every = [(a, b) for a in range(dataset.classes) for b in range(a)]
-    yield from (every[i] for i in RawDraws(seed, 5).permutation(len(every)))
+    for pair in (every[i] for i in RawDraws(seed, 5).permutation(len(every))):
+        rows = np.flatnonzero(np.isin(dataset.train_y, pair))
+        order = rows[RawDraws(seed, 6, *pair).permutation(len(rows))]
+        batches = [(dataset.train_x[at], dataset.train_y[at]) for at in np.array_split(order, len(order) // ROWS)]
+        yield batches, dataset.test_x[np.isin(dataset.test_y, pair)][:ROWS]
 
 
-def pair_batches(dataset: Dataset, pair: tuple[int, int], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """One epoch of the images of two digits."""
-    rows = np.flatnonzero(np.isin(dataset.train_y, pair))
-    order = rows[RawDraws(seed, 6, *pair).permutation(len(rows))]
-    return [(dataset.train_x[at], dataset.train_y[at]) for at in np.array_split(order, len(order) // ROWS)]
-
-
-def capacity(seed: int, dataset: Dataset, most: int) -> Iterator[dict[str, object]]:
-    """Stored masks against recovery rate, for both rules; tasks are pairs of digits, which share labels."""
+def capacity(seed: int, kind: str, dataset: Dataset, most: int) -> Iterator[dict[str, object]]:
+    """Stored masks against recovery rate, for both rules."""
     methods = {rule: HopSupSup(Setup("mlp-2048-2048", outputs=10, seed=seed), rule=rule) for rule in RULES}
-    known: list[tuple[tuple[int, int], Masks]] = []
-    for pair in pairs(dataset, seed):
-        masks = methods["storkey"].train(len(known), pair_batches(dataset, pair, seed))
-        known.append((pair, masks))
+    known: list[tuple[np.ndarray, Masks]] = []
+    for batches, tested in tasks_of(kind, dataset, seed):
+        known.append((tested, methods["storkey"].train(len(known), batches)))
         for method in methods.values():
-            method.store(masks)
+            method.store(known[-1][1])
         if len(known) in COUNTS:
-            yield from (capacity_line(seed, rule, method, known, dataset) for rule, method in methods.items())
+            for rule, method in methods.items():
+                yield {"kind": kind, "rule": rule, "seed": seed, "stored": len(known)} | found_of(method, known)
         if len(known) >= most:
             return
 
 
-def capacity_line(
-    seed: int, rule: str, method: HopSupSup, known: list[tuple[tuple[int, int], Masks]], dataset: Dataset
-) -> dict[str, object]:
-    """Of so many stored masks: how many are at rest, how many each recovery finds from 128 images of their task."""
-    line: dict[str, object] = {"rule": rule, "seed": seed, "stored": len(known)}
+def found_of(method: HopSupSup, known: list[tuple[np.ndarray, Masks]]) -> dict[str, object]:
+    """Share of the stored masks that are at rest, and of some of them that each recovery finds from 128 images."""
     at_rest = [
         is_right([(memory.settle(2 * m - 1) + 1) / 2 for memory, m in zip(method.memories, masks, strict=True)], masks)
         for _, masks in known
     ]
-    line["at_rest"] = round(float(np.mean(at_rest)), 3)
-    asked = known[:: max(1, len(known) // 15)]  # about fifteen of them, spread over the order of storing
-    line["asked"] = len(asked)
+    asked = [known[at * len(known) // ASKED] for at in range(ASKED)] if len(known) > ASKED else known
+    line: dict[str, object] = {"at_rest": round(float(np.mean(at_rest)), 3), "asked": len(asked)}
     for name, recovery in SINGLE.items():
-        found = []
-        for pair, masks in asked:
-            rows = np.flatnonzero(np.isin(dataset.test_y, pair))[:ROWS]
-            batches = method.features(dataset.test_x[rows])
-            found.append(is_right(recovery.recover(method.network, method.memories, batches).masks, masks))
-        line[name] = round(float(np.mean(found)), 3)
+        ends = (recovery.recover(method.network, method.memories, method.features(x)).masks for x, _ in asked)
+        right = [is_right(end, masks) for end, (_, masks) in zip(ends, asked, strict=True)]
+        line[name] = round(float(np.mean(right)), 3)
     return line
 
 
@@ -202,7 +205,7 @@ def main() -> None:
     given.add_argument("--seeds", type=int, default=10)
     given.add_argument("--first-seed", type=int, default=0)
     given.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    given.add_argument("--capacity", action="store_true")
+    given.add_argument("--capacity", nargs="+", default=[], choices=KINDS)
     given.add_argument("--most", type=int, default=45)
     arguments = given.parse_args()
     torch.set_num_threads(1)
@@ -210,9 +213,10 @@ def main() -> None:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     if arguments.capacity:
         path = RESULTS / "hopfield-capacity.csv"
-        for seed in seeds:
-            if not any(int(line["seed"]) == seed for line in lines_of(path)):
-                for line in capacity(seed, dataset, arguments.most):
+        for seed, kind in product(seeds, arguments.capacity):
+            there = [line for line in lines_of(path) if (line["kind"], int(line["seed"])) == (kind, seed)]
+            if not there:
+                for line in capacity(seed, kind, dataset, arguments.most):
                     append(path, line)
         print(path.read_text())
         return
