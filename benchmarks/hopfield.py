@@ -1,169 +1,232 @@
-"""How a mask is found again in a Hopfield network, and how many it holds before that fails.
+"""HopSupSup on SplitMNIST: ten seeds of each way to recover a mask, and how many masks a Hopfield network holds.
 
-    SUPSUP_DATA_DIR=... python benchmarks/hopfield.py --draw docs/paper/hopfield.png
-    python benchmarks/hopfield.py --units 512 --pairs 1 5 10
+    SUPSUP_DATA_DIR=... python benchmarks/hopfield.py                       some fifty minutes on one core
+    python benchmarks/hopfield.py --seeds 3 --variant projected authors     less
+    python benchmarks/hopfield.py --capacity permuted pairs --seeds 1       how many tasks it holds
 
-*Convergence*: SplitMNIST, five tasks stored; at every gradient step the accuracy of the mask so far on the 128 images
-that look for it, and its distance to each stored mask. *Capacity*: tasks are pairs of digits, 45 of them; so many masks
-are stored, and for up to ten of them 128 test images look for theirs. A mask counts as found when the stored one that
-it is nearest to is that of its task, with less than 2 % of its bits elsewhere. Stored masks are looked at here only.
+Five tasks of two digits, 784-2048-2048-10, one epoch each. The variants:
+
+    authors    the authors' way: one recovery per task, each step on the next 64 rows of its test set
+    batch      the same descent, 30 steps, from one batch of 128 rows; each batch of the test set for itself
+    once       soft and projected (see `hopfield_recovery`), each batch of 128 for itself, one attempt
+    projected  the same, three attempts, the most certain kept
+
+*Told* is accuracy under the stored mask: what a recovery can reach. A recovery is right when the masks of every layer
+differ from the stored ones of its task in less than 5 % of the bits. Results go to results/hopfield.csv, a line for
+each seed and variant (capacity: results/hopfield-capacity.csv), and lines that are there are not computed again.
 """
 
 import argparse
-import itertools
-import json
+import csv
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from _latest import record
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from _latest import RESULTS
 from torch import Tensor
 
 from supsup_online.datasets import Dataset, load_mnist
-from supsup_online.paper.hopfield import HopSupSup, Step
-from supsup_online.paper.hopfield_memory import RULES, HopfieldMemory
+from supsup_online.paper.hopfield import HopSupSup, paper_recovery
+from supsup_online.paper.hopfield_memory import RULES
+from supsup_online.paper.hopfield_recovery import PaperRecovery, ProjectedRecovery, Recovery
 from supsup_online.paper.methods import Setup
+from supsup_online.scenarios import RawDraws, Scenario
 
-ROWS, BATCHES, ASKED = 128, 94, 10
-FOUND = 0.02
+TASKS, ROWS = 5, 128
+SINGLE: dict[str, Recovery] = {
+    "batch": PaperRecovery(),
+    "once": ProjectedRecovery(attempts=1),
+    "projected": ProjectedRecovery(),
+}
+VARIANTS = ("authors", *SINGLE)
+COUNTS = (2, 5, 10, 15, 20, 30, 45)
+ASKED = 10
+KINDS = ("permuted", "pairs")
 Masks = list[Tensor]
+Batch = tuple[np.ndarray, np.ndarray]
 
 
-class Pairs:
-    """Tasks of two digits each, all 45, those of SplitMNIST first.
+def set_up(seed: int, variant: str, tasks: int = TASKS) -> HopSupSup:
+    """An untrained method."""
+    setup = Setup("mlp-2048-2048", outputs=10, tasks=tasks, seed=seed)
+    return paper_recovery(setup) if variant == "authors" else HopSupSup(setup, SINGLE[variant])
 
-    Args:
-        data: MNIST.
-        seed: of order and batches.
+
+def learnt(seed: int, scenario: Scenario) -> tuple[dict[str, HopSupSup], list[Masks]]:
+    """A method of each variant with five tasks learnt, and their masks, which the methods themselves do not keep."""
+    methods = {variant: set_up(seed, variant) for variant in VARIANTS}
+    masks = []
+    for task in range(TASKS):
+        rows = int(np.isin(scenario.dataset.train_y, scenario.classes(task)).sum())
+        masks.append(methods["authors"].train(task, [scenario.batch(task, at, ROWS) for at in range(-(-rows // ROWS))]))
+        methods["authors"].store(masks[-1])
+    for method in methods.values():
+        method.restore(methods["authors"].state())
+    return methods, masks
+
+
+def parts(scenario: Scenario, task: int, rows: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The test set of a task in batches of about so many rows, or whole."""
+    x, y = scenario.test_set(task)
+    count = max(1, round(len(x) / rows)) if rows else 1
+    yield from zip(np.array_split(x, count), np.array_split(y, count), strict=True)
+
+
+def is_right(found: Masks, stored: Masks) -> bool:
+    """Less than 5 % of the bits of every layer are wrong."""
+    return all(float((a != b).float().mean()) < 0.05 for a, b in zip(found, stored, strict=True))
+
+
+def scored(method: HopSupSup, masks: Masks, scenario: Scenario, task: int, rows: int | None) -> list[float]:
+    """Accuracy, accuracy when told, recoveries and how many of them were right, for one task."""
+    hits, told, recoveries, right, total = 0, 0, 0, 0, 0
+    for x, y in parts(scenario, task, rows):
+        batches = method.features(x)
+        found = method.recover(batches).masks
+        for part, logits, known in zip(
+            np.split(y, np.cumsum([len(b) for b in batches])[:-1]),
+            [method.network.logits(b, found) for b in batches],
+            [method.network.logits(b, masks) for b in batches],
+            strict=True,
+        ):
+            hits += int((logits.argmax(1).numpy() == part).sum())
+            told += int((known.argmax(1).numpy() == part).sum())
+        recoveries, right, total = recoveries + 1, right + is_right(found, masks), total + len(y)
+    return [hits / total, told / total, recoveries, right]
+
+
+def measure(seed: int, variants: Sequence[str], dataset: Dataset) -> Iterator[dict[str, object]]:
+    """A line for each variant."""
+    scenario = Scenario(dataset, "split", TASKS, seed)
+    methods, masks = learnt(seed, scenario)
+    for variant in variants:
+        begun = time.perf_counter()
+        rows = None if variant == "authors" else ROWS
+        table = np.array([scored(methods[variant], masks[t], scenario, t, rows) for t in range(TASKS)])
+        spent = (time.perf_counter() - begun) / table[:, 2].sum()
+        line: dict[str, object] = {"variant": variant, "seed": seed, "accuracy": round(float(table[:, 0].mean()), 4)}
+        line |= {"told": round(float(table[:, 1].mean()), 4)}
+        line |= {"recoveries": int(table[:, 2].sum()), "right": int(table[:, 3].sum()), "seconds_each": round(spent, 3)}
+        yield line | {f"task{task}": round(float(value), 4) for task, value in enumerate(table[:, 0])}
+
+
+def tasks_of(kind: str, dataset: Dataset, seed: int) -> Iterator[tuple[list[Batch], np.ndarray]]:
+    """Training batches and 128 test images of one task after the other; the tasks share their labels.
+
+    `permuted`: permutations of the pixels, 100 batches each. `pairs`: one epoch of two digits, all 45 pairs in an order
+    drawn from the seed, so that tasks share digits as well.
     """
-
-    def __init__(self, data: Dataset, seed: int) -> None:
-        self.data, self.seed = data, seed
-        split = [(digit, digit + 1) for digit in range(0, 10, 2)]
-        others = [pair for pair in itertools.combinations(range(10), 2) if pair not in split]
-        order = np.random.default_rng(seed).permutation(len(others))
-        self.pairs = [*split, *(others[place] for place in order)]
-
-    def training(self, task: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One epoch's worth of batches, drawn with replacement."""
-        rows = np.flatnonzero(np.isin(self.data.train_y, self.pairs[task]))
-        draws = np.random.default_rng([self.seed, task])
-        for _ in range(BATCHES):
-            chosen = draws.choice(rows, ROWS)
-            yield self.data.train_x[chosen], self.data.train_y[chosen]
-
-    def test(self, task: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first 128 test images."""
-        rows = np.flatnonzero(np.isin(self.data.test_y, self.pairs[task]))[:ROWS]
-        return self.data.test_x[rows], self.data.test_y[rows]
+    if kind == "permuted":
+        scenario = Scenario(dataset, "permuted", max(COUNTS), seed)
+        for task in range(max(COUNTS)):
+            yield [scenario.batch(task, at, ROWS) for at in range(100)], scenario.test_set(task)[0][:ROWS]
+        return
+    every = [(a, b) for a in range(dataset.classes) for b in range(a)]
+    for pair in (every[i] for i in RawDraws(seed, 5).permutation(len(every))):
+        rows = np.flatnonzero(np.isin(dataset.train_y, pair))
+        order = rows[RawDraws(seed, 6, *pair).permutation(len(rows))]
+        batches = [(dataset.train_x[at], dataset.train_y[at]) for at in np.array_split(order, len(order) // ROWS)]
+        yield batches, dataset.test_x[np.isin(dataset.test_y, pair)][:ROWS]
 
 
-def distances(step: Step, masks: Sequence[Masks]) -> list[float]:
-    """Share of bits, over all layers, in which what was found differs from each stored mask."""
-    found = torch.cat(step.patterns)
-    return [float((found != torch.cat(mask)).float().mean()) for mask in masks]
+def capacity(seed: int, kind: str, dataset: Dataset, most: int) -> Iterator[dict[str, object]]:
+    """Stored masks against recovery rate, for both rules."""
+    methods = {rule: HopSupSup(Setup("mlp-2048-2048", outputs=10, seed=seed), rule=rule) for rule in RULES}
+    known: list[tuple[np.ndarray, Masks]] = []
+    for batches, tested in tasks_of(kind, dataset, seed):
+        known.append((tested, methods["storkey"].train(len(known), batches)))
+        for method in methods.values():
+            method.store(known[-1][1])
+        if len(known) in COUNTS:
+            for rule, method in methods.items():
+                yield {"kind": kind, "rule": rule, "seed": seed, "stored": len(known)} | found_of(method, known)
+        if len(known) >= most:
+            return
 
 
-def store(method: HopSupSup, masks: Sequence[Masks], rule: str) -> None:
-    """These masks and no others."""
-    method.memories = tuple(HopfieldMemory(units, rule) for units in method.network.sizes)
-    for mask in masks:
-        for memory, pattern in zip(method.memories, mask, strict=True):
-            memory.store(pattern)
+def found_of(method: HopSupSup, known: list[tuple[np.ndarray, Masks]]) -> dict[str, object]:
+    """Share of the stored masks that are at rest, and of some of them that each recovery finds from 128 images."""
+    at_rest = [
+        is_right([(memory.settle(2 * m - 1) + 1) / 2 for memory, m in zip(method.memories, masks, strict=True)], masks)
+        for _, masks in known
+    ]
+    asked = [known[at * len(known) // ASKED] for at in range(ASKED)] if len(known) > ASKED else known
+    line: dict[str, object] = {"at_rest": round(float(np.mean(at_rest)), 3), "asked": len(asked)}
+    for name, recovery in SINGLE.items():
+        ends = (recovery.recover(method.network, method.memories, method.features(x)).masks for x, _ in asked)
+        right = [is_right(end, masks) for end, (_, masks) in zip(ends, asked, strict=True)]
+        line[name] = round(float(np.mean(right)), 3)
+    return line
 
 
-def convergence(method: HopSupSup, tasks: Pairs, masks: Sequence[Masks]) -> list[dict[str, object]]:
-    """Step by step, for each of the five tasks of SplitMNIST."""
-    store(method, masks[:5], "storkey")
-    lines = []
-    for task in range(5):
-        x, y = tasks.test(task)
-        features = method.network.features(method.setup.prepared(x))
-        for number, step in enumerate(method.descend(features, method.mean()), 1):
-            logits = method.network.logits(features, [(pattern + 1) / 2 for pattern in step.patterns])
-            accuracy = float((logits.argmax(1).numpy() == y).mean())
-            lines.append(
-                {"task": task, "step": number, "accuracy": accuracy, "entropy": step.entropy, "energy": step.energy}
-                | {"distances": distances(step, masks[:5])}
-            )
-    return lines
+def lines_of(path: Path) -> list[dict[str, str]]:
+    """What was computed before."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def capacity(method: HopSupSup, tasks: Pairs, masks: Sequence[Masks], counts: Sequence[int]) -> list[dict[str, object]]:
-    """Share of masks found when so many are stored."""
-    lines = []
-    for rule, count in itertools.product(RULES, counts):
-        store(method, masks[:count], rule)
-        found, accuracies, began = [], [], time.perf_counter()
-        asked = range(0, count, max(1, count // ASKED))
-        for task in asked:
-            x, y = tasks.test(task)
-            features = method.network.features(method.setup.prepared(x))
-            end = method.recover(features)
-            apart = distances(end, masks[:count])
-            found.append(int(np.argmin(apart)) == task and apart[task] < FOUND)
-            logits = method.network.logits(features, [(pattern + 1) / 2 for pattern in end.patterns])
-            accuracies.append(float((logits.argmax(1).numpy() == y).mean()))
-        seconds = (time.perf_counter() - began) / len(asked)
-        lines.append({"rule": rule, "stored": count, "found": float(np.mean(found)), "seconds": seconds})
-        lines[-1]["accuracy"] = float(np.mean(accuracies))
-        print(json.dumps(lines[-1]), flush=True)
-    return lines
+def append(path: Path, line: dict[str, object]) -> None:
+    """One more line, with a header where it is the first."""
+    RESULTS.mkdir(exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(line))
+        if is_new:
+            writer.writeheader()
+        writer.writerow(line)
 
 
-def draw(steps: Sequence[dict[str, object]], held: Sequence[dict[str, object]], path: Path) -> None:
-    """Distance by step to the right mask and to the nearest other; found by masks stored."""
-    picture = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(picture)
-    left, right = picture.subplots(1, 2)
-    for task in range(5):
-        lines = [line for line in steps if line["task"] == task]
-        own = [line["distances"][task] for line in lines]
-        others = [min(d for other, d in enumerate(line["distances"]) if other != task) for line in lines]
-        x = [line["step"] for line in lines]
-        left.plot(x, own, color=f"C{task}", label=f"task {task}: its own mask")
-        left.plot(x, others, color=f"C{task}", linestyle=":", linewidth=1)
-    left.set_xlabel("gradient step")
-    left.set_ylabel("share of bits that differ\n(dotted: from the nearest other mask)")
-    left.legend(fontsize=7)
-    for rule in RULES:
-        lines = [line for line in held if line["rule"] == rule]
-        right.plot([n["stored"] for n in lines], [100 * n["found"] for n in lines], marker="o", label=f"{rule}: found")
-        right.plot(
-            [n["stored"] for n in lines], [100 * n["accuracy"] for n in lines], linestyle=":", label=f"{rule}: accuracy"
-        )
-    right.set_xlabel("masks stored")
-    right.set_ylabel("%")
-    right.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path, dpi=120)
+def table(lines: list[dict[str, str]], variants: Sequence[str]) -> None:
+    """Mean, seeds and failures of each variant."""
+    print("| variant | seeds | mean % | told % | right recoveries | seeds with a lost task | per seed % | s each |")
+    print("|---" * 8 + "|")
+    for variant in variants:
+        own = sorted((line for line in lines if line["variant"] == variant), key=lambda line: int(line["seed"]))
+        if not own:
+            continue
+        accuracy = [100 * float(line["accuracy"]) for line in own]
+        told = np.mean([100 * float(line["told"]) for line in own])
+        lost = [int(line["seed"]) for line in own if min(float(line[f"task{t}"]) for t in range(TASKS)) < 0.5]
+        right, every = (sum(int(line[key]) for line in own) for key in ("right", "recoveries"))
+        each = np.mean([float(line["seconds_each"]) for line in own])
+        seeds = ", ".join(f"{value:.1f}" for value in accuracy)
+        print(f"| {variant} | {len(own)} | {np.mean(accuracy):.2f} | {told:.2f} | {right} of {every} | {lost} ", end="")
+        print(f"| {seeds} | {each:.2f} |")
 
 
 def main() -> None:
-    """Train, store, look for; print and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--units", type=int, default=2048)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 2, 5, 10, 20, 45])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--draw", type=Path)
-    options = parser.parse_args()
-    tasks = Pairs(load_mnist(), options.seed)
-    setup = Setup(f"mlp-{options.units}-{options.units}", outputs=10, tasks=45, seed=options.seed)
-    method = HopSupSup(setup)
-    masks = [method.train(tasks.training(task)) for task in range(max(5, *options.pairs))]
-    steps = convergence(method, tasks, masks)
-    for task in range(5):
-        own = [line["distances"][task] for line in steps if line["task"] == task]
-        there = next((number for number, apart in enumerate(own, 1) if apart < FOUND), None)
-        print(json.dumps({"task": task, "found_at_step": there, "first": own[0], "last": own[-1]}))
-    held = capacity(method, tasks, masks, options.pairs)
-    record(hopfield={"units": options.units, "seed": options.seed, "capacity": held})
-    if options.draw:
-        draw(steps, held, options.draw)
+    """Compute what is missing, print all."""
+    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given.add_argument("--seeds", type=int, default=10)
+    given.add_argument("--first-seed", type=int, default=0)
+    given.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    given.add_argument("--capacity", nargs="+", default=[], choices=KINDS)
+    given.add_argument("--most", type=int, default=45)
+    arguments = given.parse_args()
+    torch.set_num_threads(1)
+    dataset = load_mnist()
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    if arguments.capacity:
+        path = RESULTS / "hopfield-capacity.csv"
+        for seed, kind in product(seeds, arguments.capacity):
+            there = [line for line in lines_of(path) if (line["kind"], int(line["seed"])) == (kind, seed)]
+            if not there:
+                for line in capacity(seed, kind, dataset, arguments.most):
+                    append(path, line)
+        print(path.read_text())
+        return
+    path = RESULTS / "hopfield.csv"
+    for seed in seeds:
+        there = {line["variant"] for line in lines_of(path) if int(line["seed"]) == seed}
+        if missing := [variant for variant in arguments.variant if variant not in there]:
+            for line in measure(seed, missing, dataset):
+                append(path, line)
+    table(lines_of(path), arguments.variant)
 
 
 if __name__ == "__main__":

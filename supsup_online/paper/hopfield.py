@@ -1,213 +1,165 @@
-"""HopSupSup: masks kept in a Hopfield network of constant size, and found again by gradient descent (section 3.5).
+"""HopSupSup (section 3.5, appendix B): masks in a Hopfield network of constant size, recovered from unlabelled inputs.
 
-A mask chooses among hidden units, not weights (`unit_masks`), or the memory, which is quadratic in its bits, would be
-larger than the network. Training learns a mask per task and stores it as an attractor (`hopfield_memory`). To answer, a
-new mask is learnt without labels on the images at hand, over T steps, from the mean of all that were stored:
+Told the task in training only. Nothing is kept per task: two matrices and two sums for the two hidden layers, and for
+each label the task it was learnt with.
 
-    minimise  gamma * t/T * E(2m - 1) + (1 - t/T) * H(p)
+What the answers' tasks mean. A recovered mask carries no number, and to compare it with stored masks would mean to
+store them. Where every label belongs to one task (SplitMNIST with labels 0 .. 9, scenario GNu on split classes), the
+label alone says the task: `tasks` is that of the label, and a strict score, task and label both right, equals the
+share of right labels. Where tasks share labels (permuted MNIST, scenario GNs), `tasks` is None and the label counts.
 
-Low entropy H first says which mask fits, then low energy E pulls towards one that was stored. What it stores: a matrix
-and two vectors per masked layer, whatever the number of tasks. What it must be told: the task in training; in
-inference nothing. Of tasks with labels of their own (SplitMNIST) the label names the task.
-
-The authors take every step on other images of the task's test set, and answer that whole set with the outcome. Here the
-images that are asked about are all there is, as they are in service.
-
-`Recovery.recalls` is ours. Under the stored masks the images of a task tell theirs by far (benchmarks/hopfield.py), yet
-some descents end in another, or between two. So the memory is asked for what it holds: from random states it comes to
-rest in stored patterns, and those are taken under which entropy is lowest: of all combinations of layers, or where
-those are too many, for one layer after the other, beginning where the descent ended.
+Whoever compares sizes: the matrices take 4 d * d bytes a layer, a bit-packed mask d / 8. With d = 2048 the constant
+33.5 MB would hold 65,536 masks.
 """
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Iterator, Sized
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supsup_online import draws
-from supsup_online.inference import entropy
-from supsup_online.optimisers import SGD, new_state
+from supsup_online.errors import NothingLearntError, SpecError
 from supsup_online.paper.hopfield_memory import HopfieldMemory, Rule
+from supsup_online.paper.hopfield_recovery import PaperRecovery, ProjectedRecovery, Recovered, Recovery
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage
-from supsup_online.paper.unit_masks import MaskTraining, UnitMaskedNetwork, mask_of
+from supsup_online.paper.unit_masks import MaskTraining, UnitMaskedNetwork
 
-_FLOAT: Final = 4
-_COMBINATIONS: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """How a mask is found again; the defaults are the paper's.
-
-    Attributes:
-        steps: T.
-        gamma: weight of the energy.
-        learning_rate, momentum, weight_decay: of SGD on the scores.
-        recalls: random states per layer from which stored patterns are recalled; 0: none are, as in the paper.
-    """
-
-    steps: int = 30
-    gamma: float = 1.5e-3
-    learning_rate: float = 500.0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    recalls: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Where a recovery stands.
-
-    Attributes:
-        patterns: -1 or 1, float32 (d,), one per masked layer.
-        entropy: mean output entropy of the images, nats.
-        energy: of the patterns, all layers together.
-    """
-
-    patterns: tuple[Tensor, ...]
-    entropy: float
-    energy: float
+_UNSEEN, _SHARED = -1, -2
 
 
 class HopSupSup:
-    """Masks as attractors.
+    """One mask per task, all in one Hopfield network per hidden layer.
 
     Args:
-        setup: what all methods share; an architecture with hidden layers.
+        setup: the paper's is `mlp-2048-2048` with as many outputs as classes. Its optimiser is not used: masks are
+            trained as `training` says.
+        recovery: how a mask is found again; `paper_recovery` for the paper's.
+        training: of a task's mask.
         rule: how masks are stored.
-        training: how masks are learnt.
-        recovery: how they are found again.
+        steps: batches of one task, for the cosine; None takes `len` of what `learn` is given, or reads it to the end
+            before training where it has none.
+        rows: inputs are answered in batches of so many rows, and steps of a recovery look at one after the other.
+            None: all rows given at once are one batch.
+
+    Attributes:
+        network: frozen weights.
+        memories: one for each hidden layer.
+
+    Raises:
+        SpecError: an unknown rule or architecture, or an architecture without hidden layer.
     """
 
     def __init__(
         self,
         setup: Setup,
-        rule: Rule = "storkey",
-        training: MaskTraining | None = None,
         recovery: Recovery | None = None,
+        *,
+        training: MaskTraining | None = None,
+        rule: Rule = "storkey",
+        steps: int | None = None,
+        rows: int | None = None,
     ) -> None:
-        self.setup = setup
-        self.training = training or MaskTraining()
-        self.recovery = recovery or Recovery()
         self.network = UnitMaskedNetwork(setup)
-        self.memories = tuple(HopfieldMemory(units, rule) for units in self.network.sizes)
-        self._known: tuple[int, list[Tensor]] = (0, [])
+        self.memories = [HopfieldMemory(units, rule) for units in self.network.sizes]
+        self._setup, self._steps, self._rows = setup, steps, rows
+        self._recovery = recovery or ProjectedRecovery()
+        self._training = training or MaskTraining()
+        self._task_of = np.full(setup.outputs, _UNSEEN, dtype=np.int64)
 
-    def learn(self, task: int, batches: Batches) -> None:  # noqa: ARG002 - the memory knows no numbers
-        """Learn the task's mask, and store it."""
-        for memory, pattern in zip(self.memories, self.train(batches), strict=True):
-            memory.store(pattern)
+    def learn(self, task: int, batches: Batches) -> None:
+        """Train a mask on all batches, store it, forget it."""
+        self.store(self.train(task, batches))
 
-    def train(self, batches: Batches) -> list[Tensor]:
-        """The patterns of a task, -1 or 1, float32 (d,), one per masked layer."""
-        prepared = [(self.setup.prepared(x), torch.from_numpy(y)) for x, y in batches]
-        scores = self.training.scores(self.network, prepared, len(prepared))
-        return [2 * mask_of(part).detach() - 1 for part in scores]
+    def train(self, task: int, batches: Batches) -> list[Tensor]:
+        """A task's masks, float32 (d,) of 0 and 1 for each hidden layer, not stored yet."""
+        if self._steps is None and not isinstance(batches, Sized):
+            batches = list(batches)
+        steps = self._steps or (len(batches) if isinstance(batches, Sized) else 0)
+        scores = self._training.scores(self.network, self._prepared(task, batches), steps)
+        return [(layer >= 0).float() for layer in scores]
 
-    def answer(self, x: NDArray[np.generic], task: int | None, scope: Scope = "batch") -> Answers:  # noqa: ARG002
-        """Labels of raw inputs, whatever the scope: all rows decide together, and their statistics normalise.
+    def _prepared(self, task: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in batches:
+            for label in np.unique(y):
+                known = self._task_of[label]
+                self._task_of[label] = task if known in {_UNSEEN, task} else _SHARED
+            yield self._setup.prepared(x), torch.from_numpy(y)
+
+    def store(self, masks: Iterable[Tensor]) -> None:
+        """Add masks, one for each hidden layer, to the memories."""
+        for memory, mask in zip(self.memories, masks, strict=True):
+            memory.store(2 * mask - 1)
+
+    def answer(self, x: NDArray[np.generic], task: int | None, scope: Scope = "row") -> Answers:
+        """See `Method`; the task, if told, is of no use, for a mask cannot be asked for by number.
 
         Raises:
-            SpecError: fewer than two rows.
+            SpecError: a scope other than `batch`, or fewer than two rows: inputs are normalised with the statistics
+                of their batch, so nothing can be found out from one alone.
+            NothingLearntError: before the first task.
         """
-        features = self.network.features(self.setup.prepared(x))
-        logits = self._logits(features, self.recover(features).patterns)
-        return Answers(logits[:, : self.setup.classes].argmax(1).numpy(), None)
+        del task
+        if scope != "batch":
+            raise SpecError(f"scope {scope!r}: units are normalised over the batch, so HopSupSup decides by batch only")
+        batches = self.features(x)
+        masks = self.recover(batches).masks
+        with torch.no_grad():
+            labels = torch.cat([self.network.logits(batch, masks) for batch in batches])
+        found = labels[:, : self._setup.classes].argmax(1).numpy()
+        return Answers(found, None if (self._task_of == _SHARED).any() else self._task_of[found])
 
-    def recover(self, features: Tensor) -> Step:
-        """The mask that is found for `features` (n, sizes[0])."""
-        end = list(self.descend(features, self.mean()))[-1]
-        return self._among_recalled(features, end) if self.recovery.recalls else end
+    def features(self, x: NDArray[np.generic]) -> list[Tensor]:
+        """Raw inputs (n, ...) as what a recovery looks at: features (about `rows`, d) of each batch.
 
-    def mean(self) -> tuple[Tensor, ...]:
-        """Where the paper starts: the mean of the stored patterns, which is kept, not they."""
-        return tuple(memory.mean for memory in self.memories)
+        Batches are of one size or one row apart, so that none is left with a single row.
+        """
+        count = max(1, round(len(x) / self._rows)) if self._rows else 1
+        cuts = [len(x) * part // count for part in range(count + 1)]
+        parts = [self._setup.prepared(x[a:b]) for a, b in pairwise(cuts)]
+        with torch.no_grad():
+            return [self.network.features(part) for part in parts]
 
-    def _among_recalled(self, features: Tensor, end: Step) -> Step:
-        """The recalled patterns with the lowest entropy: all combinations of layers, or one layer after the other."""
-        recalled = self._recalled()
-        if math.prod(map(len, recalled)) <= _COMBINATIONS:
-            tried = (self._step(features, patterns) for patterns in itertools.product(*recalled))
-            return min(tried, key=lambda step: step.entropy, default=end)
-        for layer, patterns in enumerate(recalled):
-            tried = (
-                self._step(features, [*end.patterns[:layer], pattern, *end.patterns[layer + 1 :]])
-                for pattern in patterns
-            )
-            end = min(tried, key=lambda step: step.entropy, default=end)
-        return end
+    def recover(self, batches: list[Tensor]) -> Recovered:
+        """The mask of the task that `features` are of, and the way there.
 
-    def _recalled(self) -> list[Tensor]:
-        """Patterns (found, d) of each layer; drawn anew when one was stored since."""
-        if self._known[0] != self.memories[0].stored:
-            self._known = (
-                self.memories[0].stored,
-                [
-                    memory.recall(self._random_states(layer, len(memory.total)))
-                    for layer, memory in enumerate(self.memories)
-                ],
-            )
-        return self._known[1]
-
-    def _random_states(self, layer: int, units: int) -> Tensor:
-        count = self.recovery.recalls
-        drawn = draws.bits(self.setup.seed, draws.Purpose.STARTS, layer, count * units)
-        return torch.from_numpy(drawn).float().view(count, units) * 2 - 1
-
-    def descend(self, features: Tensor, start: Sequence[Tensor]) -> Iterator[Step]:
-        """Gradient descent on energy and entropy from some scores (d,) per layer; where it stands after each step."""
-        rule = self.recovery
-        flat = torch.cat(list(start)).clone()
-        optimiser, state = SGD(rule.learning_rate, rule.momentum), new_state(SGD(), flat)
-        for step in range(1, rule.steps + 1):
-            flat.requires_grad_()
-            masks = [mask_of(scores) for scores in self._parts(flat)]
-            share = step / rule.steps
-            objective = rule.gamma * share * self._energy(masks) + (1 - share) * self._entropy(features, masks)
-            (gradient,) = torch.autograd.grad(objective, flat)
-            flat = flat.detach()
-            optimiser.update(flat, gradient.add_(flat, alpha=rule.weight_decay), state)
-            yield self._step(features, [2 * mask_of(part) - 1 for part in self._parts(flat)])
-
-    def _parts(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(flat, list(self.network.sizes))
-
-    def _energy(self, masks: Sequence[Tensor]) -> Tensor:
-        terms = [memory.energy(2 * mask - 1) for memory, mask in zip(self.memories, masks, strict=True)]
-        return torch.stack(terms).sum()
-
-    def _entropy(self, features: Tensor, masks: Sequence[Tensor]) -> Tensor:
-        return entropy(self.network.logits(features, masks)).mean()
-
-    @torch.no_grad()
-    def _step(self, features: Tensor, patterns: Sequence[Tensor]) -> Step:
-        masks = [(pattern + 1) / 2 for pattern in patterns]
-        return Step(tuple(patterns), float(self._entropy(features, masks)), float(self._energy(masks)))
-
-    @torch.no_grad()
-    def _logits(self, features: Tensor, patterns: Sequence[Tensor]) -> Tensor:
-        return self.network.logits(features, [(pattern + 1) / 2 for pattern in patterns])
+        Raises:
+            NothingLearntError: before the first task.
+        """
+        if not self.memories[0].stored:
+            raise NothingLearntError
+        return self._recovery.recover(self.network, self.memories, batches)
 
     def storage(self) -> Storage:
-        """Matrices and sums of patterns; the seed is all that is kept of the weights."""
-        return Storage(shared=8 + sum(_FLOAT * (units**2 + units) for units in self.network.sizes), per_task=0)
+        """Matrices and sums, float32, and the tasks of the labels; nothing for a task."""
+        arrays = [array for memory in self.memories for array in (memory.matrix, memory.total)]
+        return Storage(sum(array.nbytes for array in arrays) + self._task_of.nbytes, per_task=0)
 
     def state(self) -> State:
-        """Matrices, sums and the number of masks stored."""
-        arrays: dict[str, NDArray[np.generic]] = {"stored": np.array(self.memories[0].stored)}
+        """Copies of all that was learnt."""
+        arrays: dict[str, NDArray[np.generic]] = {
+            "stored": np.array(self.memories[0].stored, dtype=np.int64),
+            "task_of": self._task_of.copy(),
+        }
         for layer, memory in enumerate(self.memories):
-            arrays |= {f"matrix-{layer}": memory.matrix.numpy(), f"total-{layer}": memory.total.numpy()}
+            arrays[f"matrix-{layer}"] = memory.matrix.numpy().copy()
+            arrays[f"total-{layer}"] = memory.total.numpy().copy()
         return arrays
 
     def restore(self, state: State) -> None:
-        """The inverse of `state`."""
+        """See `Method`."""
+        self._task_of = state["task_of"].astype(np.int64)
         for layer, memory in enumerate(self.memories):
-            memory.matrix = torch.from_numpy(np.array(state[f"matrix-{layer}"]))
-            memory.total = torch.from_numpy(np.array(state[f"total-{layer}"]))
+            memory.matrix = torch.from_numpy(state[f"matrix-{layer}"].astype(np.float32))
+            memory.total = torch.from_numpy(state[f"total-{layer}"].astype(np.float32))
             memory.stored = int(state["stored"])
+
+
+def paper_recovery(setup: Setup, rule: Rule = "storkey") -> HopSupSup:
+    """HopSupSup as the authors run it: each step of a recovery on another 64 rows of the task's whole test set.
+
+    Hand `answer` the test set at once. About 30 steps, as many as there are batches, and all of the set is looked at
+    before the first of it is answered.
+    """
+    return HopSupSup(setup, PaperRecovery(steps=None), rule=rule, rows=64)

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from supsup_online.errors import SpecError
 
-_DEEP: Final = 0.85  # of the lowest energy: mixtures of three patterns have about three quarters of it
-
 Rule = Literal["storkey", "hebb"]
 RULES: Final[tuple[Rule, ...]] = ("storkey", "hebb")
 
@@ -72,18 +70,6 @@ class HopfieldMemory:
         """E of each state: (..., d) to (...). W is symmetric, so its gradient is -W z."""
         return -0.5 * ((states @ self.matrix) * states).sum(-1)
 
-    def recall(self, starts: Tensor) -> Tensor:
-        """Patterns that seem to be stored: where so many states (n, d) come to rest -> (found, d), lowest energy first.
-
-        Of a stored pattern all bits turned over is as low as itself, and lies on the other side of the mean; mixtures
-        of stored patterns lie higher. Neither is returned.
-        """
-        rested = torch.unique(self.settle(starts), dim=0)
-        energies = self.energy(rested)
-        stored = ((rested @ self.total) > 0) & (energies <= _DEEP * energies.min())
-        found: Tensor = rested[stored][energies[stored].argsort(stable=True)]
-        return found
-
     def settle(self, states: Tensor, sweeps: int = 50) -> Tensor:
         """Where states (..., d) of -1 and 1 come to rest when every unit follows its field, at most so many times.
 
@@ -96,3 +82,11 @@ class HopfieldMemory:
                 break
             states = following
         return states
+
+    def without(self, pattern: Tensor) -> "HopfieldMemory":
+        """A copy that has forgotten a pattern float32 (d,), for a search that has tried it."""
+        other = HopfieldMemory(len(pattern), self.rule)
+        other.matrix = self.matrix - torch.outer(pattern, pattern) / len(pattern)
+        other.total = self.total - pattern
+        other.stored = self.stored - 1
+        return other

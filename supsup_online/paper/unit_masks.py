@@ -29,19 +29,19 @@ class UnitMaskedNetwork:
     """Frozen signed-constant weights from the seed of a set-up, masks on the normalised hidden units.
 
     Args:
-        setup: a fully connected architecture, its outputs, and the seed of the weights.
+        setup: an architecture with at least one hidden layer, its outputs, and the seed of the weights.
 
     Attributes:
         sizes: hidden units of each masked layer.
 
     Raises:
-        SpecError: an unknown architecture, or one that is not fully connected.
+        SpecError: an unknown architecture, or one without a hidden layer.
     """
 
     def __init__(self, setup: Setup) -> None:
         architecture = setup.build()
-        if not architecture.is_connected:
-            raise SpecError(f"{setup.architecture} is not fully connected: masks choose among hidden units here")
+        if len(architecture.layers) < 2:
+            raise SpecError(f"{setup.architecture} has no hidden layer whose units a mask could choose from")
         self._weights = architecture.split(torch.from_numpy(weights.generate(architecture, setup.seed)))
         self.sizes = tuple(weight.shape[0] for weight in self._weights[:-1])
 
