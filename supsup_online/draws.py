@@ -31,7 +31,6 @@ class Purpose(IntEnum):
     CONTEXTS = 16
     RANK_ONE = 17
     RESERVOIR = 18
-    STARTS = 19
 
 
 def raw_words(seed: int, purpose: Purpose, index: int, count: int) -> NDArray[np.uint64]:

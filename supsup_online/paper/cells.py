@@ -11,7 +11,8 @@ from supsup_online.paper.bounds import LowerBound, UpperBound
 from supsup_online.paper.ewc import OnlineEWC
 from supsup_online.paper.harness import Cell, Reading, checkpoints
 from supsup_online.paper.heads import SeparateHeads
-from supsup_online.paper.hopfield import HopSupSup, Recovery
+from supsup_online.paper.hopfield import HopSupSup
+from supsup_online.paper.hopfield_recovery import PaperRecovery
 from supsup_online.paper.methods import Method, Setup
 from supsup_online.paper.own_labels import OwnLabels
 from supsup_online.paper.psp import ParameterSuperposition
@@ -101,21 +102,13 @@ def one_shot_for_batche(scale: Scale, seed: int) -> list[Cell]:
 def hopfield(scale: Scale, seed: int) -> list[Cell]:
     """SplitMNIST, its masks in a Hopfield network: one epoch a task; a test batch of 128 finds its mask."""
     setup = Setup("mlp-2048-2048", outputs=10, tasks=5, seed=seed)
-    reading = (Reading("GNu, label of the task's own", scope="batch"),)
     batches = 30 if scale == "quick" else 94
-    return [
-        Cell("HopSupSup", setup, HopSupSup, reading, batches, (5,), "split"),
-        Cell(
-            "HopSupSup, recalling",
-            setup,
-            partial(HopSupSup, recovery=Recovery(recalls=500)),
-            reading,
-            batches,
-            (5,),
-            "split",
-        ),
-        Cell("HopSupSup, Hebb's rule", setup, partial(HopSupSup, rule="hebb"), reading, batches, (5,), "split"),
-    ]
+    ways: dict[str, Make] = {
+        "HopSupSup, the paper's descent": partial(HopSupSup, recovery=PaperRecovery(), steps=batches),
+        "HopSupSup, projected": partial(HopSupSup, steps=batches),
+    }
+    reading = Reading("GNu, full batch", scope="batch")
+    return [Cell(name, setup, make, (reading,), batches, (5,), "split") for name, make in ways.items()]
 
 
 def thousands(scale: Scale, seed: int) -> list[Cell]:

@@ -39,7 +39,7 @@ def test_the_key_is_seed_purpose_and_index_as_documented():
 
 def test_the_purposes_keep_their_numbers():
     core = {"WEIGHTS": 1, "SCORES": 2, "REKINDLE": 3}
-    baselines = {"CONTEXTS": 16, "RANK_ONE": 17, "RESERVOIR": 18, "STARTS": 19}
+    baselines = {"CONTEXTS": 16, "RANK_ONE": 17, "RESERVOIR": 18}
     assert {purpose.name: purpose.value for purpose in Purpose} == core | baselines
 
 
