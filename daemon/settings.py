@@ -250,7 +250,11 @@ class Settings(BaseModel):
     def _weight_init(self) -> str:
         from supsup_online.backbone import weight_init_of  # noqa: PLC0415 - see above
 
-        return self.weight_init if self.weights_file is None else weight_init_of(self.weights_file)
+        if self.weights_file is None:
+            return self.weight_init
+        if self.weight_init != "signed-constant":
+            raise ConfigError("weights_file and weight_init contradict each other: what the file lacks is drawn signed")
+        return weight_init_of(self.weights_file)
 
     def learner(self) -> "LearnerSettings":
         """The learner's part."""
