@@ -10,7 +10,7 @@ from redis import Redis
 from daemon.checkpoint import Checkpointer
 from daemon.errors import BankMismatchError, LostGroundError, UnavailableError
 from daemon.lease import Lease, Term, new_owner
-from daemon.records import Log, Partition
+from daemon.records import AnswerMark, Log, Partition
 from daemon.redis_keys import BankKeys
 from daemon.redis_store import RedisStore
 from supsup_online.learner import OnlineLearner
@@ -35,9 +35,7 @@ class Run:
         assert isinstance(term, Term)
         self.store.begin(term, self.learner.network)
         self.waits: list[int] = []
-        self.checkpoint = Checkpointer(
-            self.store, self.learner, lambda: self.waits.append(self.store.version()), every=10, interval_s=1e9
-        )
+        self.checkpoint = Checkpointer(self.store, self.learner, self.wait, every=10, interval_s=1e9)
         stored = self.store.load(self.learner.network, self.learner.trainer.optimiser)
         self.learner.restore(
             stored.masks,
@@ -48,6 +46,11 @@ class Run:
         )
         self.checkpoint.totals |= {name: stored.totals.get(name, 0) for name in self.checkpoint.totals}
         self.assigned = self.checkpoint.assign(HERE, self.store.progress(HERE.topic, HERE.number), Log(LOG, 0))
+
+    def wait(self) -> dict[Partition, AnswerMark]:
+        """Nothing was sent to any topic; notes at which version this was asked."""
+        self.waits.append(self.store.version())
+        return {}
 
     def feed(self, batches: Iterator[Batch], count: int) -> None:
         """Apply the next batches, as the loop does with records."""

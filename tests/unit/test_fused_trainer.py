@@ -14,7 +14,7 @@ from supsup_online.device_trainer import DeviceTrainer
 from supsup_online.errors import SpecError
 from supsup_online.fused_trainer import FusedTrainer, trainer_for
 from supsup_online.network import Network
-from supsup_online.optimisers import OPTIMISERS, OptimiserChoice
+from supsup_online.optimisers import OPTIMISERS, SGD, OptimiserChoice
 from supsup_online.trainer import EdgePopupTrainer, HotMask
 from unit import tiny
 
@@ -57,6 +57,10 @@ def same_bits(net, one, other):
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (1, 128), (30, 7)])
 def test_the_step_equals_that_of_autograd(spec, optimiser, count, rows, kind):
     net, rule = Network.build(spec), OptimiserChoice(optimiser, 0.002).build()
+    if count > 1 and not isinstance(rule, SGD):
+        # Divided by its own size, a gradient near zero is all sign, and a last bit that another processor rounds
+        # otherwise moves a score by the whole learning rate: thirty such steps lead anywhere.
+        rule = replace(rule, eps=1e-3)
     reference, fused = EdgePopupTrainer(net, rule), kind(net, rule)
     (expected, theirs), (found, ours) = trained(reference, count, rows), trained(fused, count, rows)
     np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4)
