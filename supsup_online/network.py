@@ -1,4 +1,4 @@
-"""One frozen random network, ready to be masked: the spec brought to life on a device."""
+"""One frozen network, ready to be masked: the spec brought to life on a device."""
 
 import hashlib
 import importlib.util

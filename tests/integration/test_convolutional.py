@@ -22,21 +22,15 @@ pytestmark = pytest.mark.integration
 
 CLASSES, SIDE = 4, 28
 NETWORK = ("--arch=conv-4-8", f"--classes={CLASSES}", "--outputs=12", "--learning-rate=0.02", "--threads=1")
-OPTIONS = (
-    *NETWORK,
-    "--hot-masks=2",
-    "--decision-every=20",
-    "--lease-ttl-s=1",
-    "--commit-every=10",
-    "--commit-interval-s=1000",
-)
+COMMITS = ("--commit-every=10", "--commit-interval-s=1000")
+OPTIONS = (*NETWORK, *COMMITS, "--hot-masks=2", "--decision-every=20", "--lease-ttl-s=1")
 TASKS, VISIT = (0, 1, 2, 0, 2), 20
 KILLS = (38, 75)  # the records read by then; within a visit, a window and a commit interval
 COMMITTED = [30, 70]
 
 
 def images(task: int, seed: int, rows: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy images uint8 (rows, 28, 28) of four blurred patterns, and labels; each task has patterns of its own."""
+    """Noisy images uint8 (rows, 28, 28) of four coarse patterns, and their labels; each task has its own patterns."""
     coarse = np.random.default_rng([2, task]).integers(0, 256, (CLASSES, 7, 7))
     rng = np.random.default_rng([3, task, seed])
     y = rng.integers(0, CLASSES, rows)

@@ -1,4 +1,4 @@
-"""Parts of networks, alone and composed: shapes, order of weights and statistics, forward passes as torch has them."""
+"""Parts of networks, alone and composed: shapes, order of weights and statistics, forward passes equal to torch's."""
 
 import math
 from dataclasses import replace
