@@ -28,8 +28,8 @@ from daemon.dead_letters import DeadLetter
 from daemon.errors import BankMismatchError, ConfigError, StopError
 from daemon.preview import hexdump, printable, readable
 from daemon.replay import Ledger, refusal
-from supsup_online import backbone, bank_file, codec, models, wire
-from supsup_online.errors import BadBatchError, CodecError, SpecError, WeightsFileError
+from supsup_online import backbone, bank_file, cifar, codec, models, wire
+from supsup_online.errors import BadBatchError, CodecError, DataError, SpecError, WeightsFileError
 from supsup_online.learner import OnlineLearner
 from supsup_online.network import Network
 from supsup_online.optimisers import Adam, OptimiserState
