@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Picture
 
 from supsup_online.paper.figures import Figure
 
 Line = Mapping[str, Any]
+Curves = dict[tuple[str, str], dict[int, list[float]]]  # by cell and reading, then by tasks learnt: a value a seed
 _COLUMNS: Final = ("right_label", "right_task", "right_both")
 
 
@@ -107,9 +109,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def curves(runs: Sequence[Mapping[str, Any]], column: str) -> dict[str, dict[int, list[float]]]:
-    """`cell, reading` -> tasks learnt -> accuracy in percent of each seed."""
-    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+def curves(runs: Sequence[Mapping[str, Any]], column: str) -> Curves:
+    """Cell and reading -> tasks learnt -> accuracy in percent of each seed."""
+    found: Curves = defaultdict(lambda: defaultdict(list))
     for run in runs:
         for reading in dict.fromkeys(line["reading"] for line in run["scores"]):
             for learnt in sorted({line["learnt"] for line in run["scores"]}):
@@ -117,7 +119,7 @@ def curves(runs: Sequence[Mapping[str, Any]], column: str) -> dict[str, dict[int
                 if value is None:
                     value = percent(run, reading, learnt, "right_label")
                 if value is not None:
-                    found[f"{run['cell']}, {reading}"][learnt].append(value)
+                    found[run["cell"], reading][learnt].append(value)
     return found
 
 
@@ -137,27 +139,33 @@ def draw(figure: Figure, runs: Sequence[Mapping[str, Any]], stem: Path, order: S
     return paths
 
 
-def _lines(axes: Any, lines: Mapping[str, Mapping[int, list[float]]], numbers: Mapping[str, float]) -> None:
-    styles = ("-", "--", ":")
-    for index, (label, points) in enumerate(lines.items()):
+def _lines(axes: Any, lines: Curves, numbers: Mapping[str, float]) -> None:
+    """A colour for each cell, a style for each of its readings."""
+    styles = ("-", "--", ":", "-.", (0, (1, 4)))
+    cells = list(dict.fromkeys(cell for cell, _ in lines))
+    palette = colormaps["tab10" if len(cells) <= 10 else "tab20"]
+    for (cell, reading), points in lines.items():
         x = sorted(points)
         y = [statistics.fmean(points[count]) for count in x]
-        style = {"color": f"C{index % 10}", "linestyle": styles[index // 10 % len(styles)]}
-        axes.plot(x, y, marker="o", markersize=3, label=f"{label}: {y[-1]:.1f}", **style)
+        colour = palette(cells.index(cell) % palette.N)
+        style = styles[[r for c, r in lines if c == cell].index(reading) % len(styles)]
+        axes.plot(
+            x, y, marker="o", markersize=3, color=colour, linestyle=style, label=f"{cell}, {reading}: {y[-1]:.1f}"
+        )
         if any(len(points[count]) > 1 for count in x):
             low, high = [min(points[count]) for count in x], [max(points[count]) for count in x]
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     for label, value in numbers.items():
         axes.axhline(value, color="0.5", linestyle=":", linewidth=1)
         axes.annotate(f"paper: {label} {value:g} %", (0.01, value), xycoords=("axes fraction", "data"), fontsize=7)
     axes.set_xlabel("tasks learnt")
     axes.set_ylabel("accuracy over all tasks, %\n(task and label; of methods without tasks: label)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
 
 
-def _bars(axes: Any, lines: Mapping[str, Mapping[int, list[float]]], numbers: Mapping[str, float]) -> None:
-    labels = list(lines)
+def _bars(axes: Any, lines: Curves, numbers: Mapping[str, float]) -> None:
+    labels = [f"{cell}, {reading}" for cell, reading in lines]
     values = [statistics.fmean(next(iter(points.values()))) for points in lines.values()]
     drawn = axes.barh(range(len(labels)), values, color="tab:blue")
     axes.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
