@@ -2,16 +2,15 @@
 
 import gc
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
+
+from supsup_online.paper import results
 
 RESULTS: Final = Path(__file__).with_name("results")
 
@@ -27,23 +26,7 @@ def record(**figures: Any) -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return results.machine() | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None}
 
 
 def medians(ways: dict[str, Callable[[], Any]], rounds: int, burst: int = 1) -> dict[str, float]:

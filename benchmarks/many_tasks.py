@@ -27,16 +27,14 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from supsup_online import codec
 from supsup_online.datasets import load_mnist
 from supsup_online.decide import RULES, RuleSettings
 from supsup_online.learner import LearnerSettings, OnlineLearner
-from supsup_online.learner_state import StreamState
+from supsup_online.learner_arrays import as_bytes, learner_arrays, restore_learner
 from supsup_online.network import Network
 from supsup_online.predictor import predict
 from supsup_online.scenarios import Scenario
 from supsup_online.spec import BankSpec
-from supsup_online.stats import MaskStats
 from supsup_online.types import Batch
 
 PAPER = "paper, 2500 permutations, 1000 batches a task: NNs like GNu (task known in training) until its masks run out"
@@ -213,63 +211,34 @@ class Run:
 
     def save(self, path: Path, options: Mapping[str, Any]) -> None:
         """Everything into one file, in place of the older one in a single move."""
-        learner = self.learner
-        learner.sync()
-        ids = np.array(list(learner.bank), dtype=np.int64)
-        words = [learner.bank.words(mask) for mask in ids.tolist()]
         meta = {
             "options": dict(options),
             "seconds": self.seconds,
             "decisions": self.decisions,
             "decision_ms": self.decision_ms,
             "reports": self.reports,
-            "steps": learner.steps,
-            "next_id": learner.bank.next_id,
-            "stats": {mask: stats.to_text() for mask, stats in learner.stats.items()},
-            "hot": list(learner.hot),
-            "streams": {n: [s.mask_id, s.position, s.drift.residuals, s.last_used] for n, s in learner.streams.items()},
         }
-        hot: dict[str, Any] = {f"hot-{mask}": _bytes(self._encoded(mask)) for mask in learner.hot}
-        meta_bytes = _bytes(json.dumps(meta).encode())
+        arrays: dict[str, Any] = {**learner_arrays(self.learner), "history": self.masks[: self.done]}
         unfinished = path.with_name(path.name + ".new")
         with unfinished.open("wb") as file:
-            np.savez(file, meta=meta_bytes, ids=ids, words=words, history=self.masks[: self.done], **hot)
+            np.savez(file, meta=as_bytes(json.dumps(meta).encode()), **arrays)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-        learner.committed()
-
-    def _encoded(self, mask: int) -> bytes:
-        return codec.encode_hot(self.learner.network, self.learner.trainer.optimiser, self.learner.hot[mask])
+        self.learner.committed()
 
     def load(self, path: Path, options: Mapping[str, Any]) -> None:
         """Go on where a run with the same options was saved, with a learner that has seen nothing yet."""
-        learner = self.learner
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             meta = json.loads(stored["meta"].tobytes())
             if meta["options"] != dict(options):
                 raise SystemExit(f"{path} was made with other options: {meta['options']}")
-            hot = {mask: stored[f"hot-{mask}"].tobytes() for mask in meta["hot"]}
-            masks = dict(zip(stored["ids"].tolist(), stored["words"], strict=True))
+            restore_learner(self.learner, stored)
             history = stored["history"].tolist()
-        decoded = {m: codec.decode_hot(learner.network, learner.trainer.optimiser, blob) for m, blob in hot.items()}
-        learner.restore(
-            masks,
-            {int(mask): MaskStats.from_text(text) for mask, text in meta["stats"].items()},
-            {mask: state for mask, state in decoded.items() if state is not None},
-            steps=meta["steps"],
-            next_id=meta["next_id"],
-        )
-        for name, (mask, position, residuals, last_used) in meta["streams"].items():
-            learner.streams[name] = StreamState(mask, position, learner.drift_monitor(residuals), last_used)
         self.seconds, self.decisions, self.decision_ms = meta["seconds"], meta["decisions"], meta["decision_ms"]
         self.reports = meta["reports"]
         for task, mask in zip(self.plan.tolist(), history, strict=False):
             self._record(task, mask)
-
-
-def _bytes(blob: bytes) -> NDArray[np.uint8]:
-    return np.frombuffer(blob, dtype=np.uint8)
 
 
 @dataclass

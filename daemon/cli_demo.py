@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from daemon import demo as runner
@@ -17,6 +16,7 @@ from daemon import settings
 from daemon.cli_bank import describe
 from daemon.demo import DemoRun, Event, TaskReport
 from daemon.embedded import EmbeddedServers
+from daemon.progress import progress_bar
 from supsup_online.datasets import load_mnist
 from supsup_online.errors import SpecError
 from supsup_online.scenarios import Kind, Order, Scenario, schedule
@@ -112,14 +112,7 @@ def _stream(stream: dict[str, Any]) -> tuple[Scenario, list[Any]]:
 def _follow(run: DemoRun, console: Console) -> list[Event]:
     """Run to the end, showing every decision and the progress."""
     events: list[Event] = []
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    bar = progress_bar(console=console)
 
     def on_event(event: Event) -> None:
         events.append(event)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from daemon.paper_run import Order, run_orders
+from daemon.progress import progress_bar
 from supsup_online.paper import report as reporting
 from supsup_online.paper.cells import Scale
 from supsup_online.paper.figures import FIGURES, Figure, figure
@@ -108,15 +107,7 @@ def run(
 
 
 def _run_figure(each: Figure, orders: Sequence[Order], jobs: int) -> None:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        speed_estimate_period=600,
-    )
+    bar = progress_bar(speed_estimate_period=600)
     cells = [order.made() for order in orders]
     runs = [order.opened() for order in orders]
     total = sum(cell.setup.tasks * cell.batches for cell in cells)

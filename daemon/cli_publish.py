@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
 from daemon import connections, kafka_client, options, publisher
 from daemon.kafka_client import kafka_settings
+from daemon.progress import progress_bar
 from daemon.publisher import Format, Outgoing
 from supsup_online.datasets import load_mnist
 from supsup_online.scenarios import Kind, Order, Scenario, schedule
@@ -116,12 +116,4 @@ def _from_file(path: Path, given: dict[str, Any], key: bytes | None) -> Iterator
 
 
 def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[size]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    return progress_bar(TextColumn("{task.fields[size]}"))

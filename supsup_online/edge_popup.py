@@ -18,6 +18,7 @@ mean of the masks learnt so far (`transferred_scores`), or from the bits of a ma
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,12 +49,12 @@ class MaskVariant(Protocol):
         """Scores between those of a fresh mask, `drawn`, and the share of masks that keep an edge, `mean`."""
 
 
-class Largest:
+class Largest(ABC):
     """Keep exactly `kept(shape)` of a layer's edges: those with the largest abs(score)."""
 
+    @abstractmethod
     def kept(self, shape: Sequence[int]) -> int:
         """Number of edges kept of a layer whose weight has this shape: at least one."""
-        raise NotImplementedError
 
     def select(self, scores: Tensor) -> Tensor:
         """Exact top-k by selection, not by sorting: linear in the number of edges."""

@@ -14,55 +14,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supsup_online.paper import plain
+from supsup_online.paper.heads import SeparateHeads
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage
 
 
-class LowerBound:
-    """One trunk trained by all tasks, a head for each.
+class LowerBound(SeparateHeads):
+    """One trunk trained by all tasks, a head for each: `SeparateHeads` whose trunk is never frozen.
 
     Args:
         setup: what all methods share.
     """
 
+    name = "the lower bound"
+
     def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self.architecture = setup.build()
-        self._trunk, self._new_head = plain.cut(self.architecture, plain.start(setup, self.architecture))
-        self._heads: list[Tensor] = []
+        super().__init__(setup)
 
     def learn(self, task: int, batches: Batches) -> None:  # noqa: ARG002 - tasks come in order
         """Train the trunk on, and a new head."""
-        leaves = [self._trunk.clone().requires_grad_(), self._new_head.clone().requires_grad_()]
-        plain.train(self.setup, batches, leaves, lambda x: self._logits(x, *leaves))
-        self._trunk = leaves[0].detach()
-        self._heads.append(leaves[1].detach())
-
-    def _logits(self, x: Tensor, trunk: Tensor, head: Tensor) -> Tensor:
-        return self.architecture.forward(x, plain.joined(self.architecture, trunk, head))
-
-    def answer(self, x: NDArray[np.generic], task: int | None, scope: Scope = "row") -> Answers:  # noqa: ARG002
-        """Under the head of the task.
-
-        Raises:
-            TaskNeededError: no task was told.
-        """
-        return plain.answer_told("The lower bound", self.setup, x, task, self._under)
-
-    def _under(self, inputs: Tensor, task: int) -> Tensor:
-        return self._logits(inputs, self._trunk, self._heads[task])
-
-    def storage(self) -> Storage:
-        """The trunk once, a head per task, float32."""
-        return Storage(self._trunk.numel() * plain.FLOAT_BYTES, self._new_head.numel() * plain.FLOAT_BYTES)
-
-    def state(self) -> State:
-        """`trunk` (P - H,) and `heads` (tasks so far, H)."""
-        return {"trunk": self._trunk.numpy().copy(), "heads": plain.stacked(self._heads, self._new_head.numel())}
-
-    def restore(self, state: State) -> None:
-        """Trunk and heads of `state`."""
-        (self._trunk,) = plain.unstacked(state["trunk"][None])
-        self._heads = plain.unstacked(state["heads"])
+        self._learn_all(batches)
 
 
 class UpperBound:

@@ -4,7 +4,7 @@ Numbers of figures are those of the NeurIPS version (arXiv 2006.14769v3). A figu
 made anew each time; equal scale and seed give equal cells.
 
     quick     a minute or two: whether it works, not what comes out
-    laptop    two cores, at most 40 minutes a seed, with fewer tasks or a smaller network where that takes longer
+    laptop    meant for two cores, with fewer tasks or a smaller network where that would take hours
     paper     the paper's networks, numbers of tasks and batches
 """
 

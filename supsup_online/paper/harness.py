@@ -14,6 +14,7 @@ Scores are counts per task, so that any mean can be taken of them later:
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -71,7 +72,6 @@ class Cell:
         rows: of a training batch.
         step_degrees: between two rotated tasks.
         classes_per_task: of split tasks.
-        settings: what else is worth knowing about the method, for the record.
     """
 
     name: str
@@ -84,7 +84,6 @@ class Cell:
     rows: int = 128
     step_degrees: float = 10.0
     classes_per_task: int = 2
-    settings: dict[str, Any] = field(default_factory=dict)
 
     def scenario(self, dataset: Dataset) -> Scenario:
         """Its tasks, made from a data set."""
@@ -95,7 +94,16 @@ class Cell:
         """Everything that decides the outcome, as plain values; equal records have equal outcomes."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("make", "readings", "setup")}
         readings = [[r.name, r.told, r.scope, r.images] for r in self.readings]
-        return named | {"setup": asdict(self.setup), "readings": readings, "checkpoints": list(self.checkpoints)}
+        named |= {"method": _described(self.make), "checkpoints": list(self.checkpoints)}
+        return named | {"setup": asdict(self.setup), "readings": readings}
+
+
+def _described(make: object) -> str:
+    """A method by name and options, `SupSup(masks=...)`; whatever decides an outcome has a `repr` that says so."""
+    if not isinstance(make, partial):
+        return getattr(make, "__name__", repr(make))
+    options = ", ".join(f"{name}={_described(value)}" for name, value in sorted(make.keywords.items()))
+    return f"{_described(make.func)}({options})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ Source: a baseline of Wortsman et al. (2020), section 4.1. Heads learn faster th
 Adam 1e-2, ten times the rate of the trunk, and so do those here.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,8 @@ class SeparateHeads:
         heads: the optimiser of heads behind a frozen trunk.
     """
 
+    name: ClassVar[str] = "Separate Heads"
+
     def __init__(self, setup: Setup, *, random_trunk: bool = False, heads: OptimiserChoice = HEADS) -> None:
         self.setup, self.random_trunk, self.head_optimiser = setup, random_trunk, heads
         self.architecture = setup.build()
@@ -40,19 +41,20 @@ class SeparateHeads:
 
     def learn(self, task: int, batches: Batches) -> None:
         """Train a head; with task 1 the trunk as well, unless it is random."""
-        head = self._new_head.clone().requires_grad_()
         if task == 0 and not self.random_trunk:
-            trunk = self._trunk.clone().requires_grad_()
-            self._train(batches, [trunk, head], trunk, head, None)
-            self._trunk = trunk.detach()
-        else:
-            self._train(batches, [head], self._trunk, head, self.head_optimiser)
+            self._learn_all(batches)
+            return
+        head = self._new_head.clone().requires_grad_()
+        logits = lambda x: self._logits(x, self._trunk, head)  # noqa: E731
+        plain.train(self.setup, batches, [head], logits, choice=self.head_optimiser)
         self._heads.append(head.detach())
 
-    def _train(
-        self, batches: Batches, leaves: Sequence[Tensor], trunk: Tensor, head: Tensor, choice: OptimiserChoice | None
-    ) -> None:
-        plain.train(self.setup, batches, leaves, lambda x: self._logits(x, trunk, head), choice=choice)
+    def _learn_all(self, batches: Batches) -> None:
+        """Train the trunk and a new head."""
+        leaves = [self._trunk.clone().requires_grad_(), self._new_head.clone().requires_grad_()]
+        plain.train(self.setup, batches, leaves, lambda x: self._logits(x, *leaves))
+        self._trunk = leaves[0].detach()
+        self._heads.append(leaves[1].detach())
 
     def _logits(self, x: Tensor, trunk: Tensor, head: Tensor) -> Tensor:
         return self.architecture.forward(x, plain.joined(self.architecture, trunk, head))
@@ -63,7 +65,7 @@ class SeparateHeads:
         Raises:
             TaskNeededError: no task was told.
         """
-        return plain.answer_told("Separate Heads", self.setup, x, task, self._under)
+        return plain.answer_told(self.name, self.setup, x, task, self._under)
 
     def _under(self, inputs: Tensor, task: int) -> Tensor:
         return self._logits(inputs, self._trunk, self._heads[task])

@@ -23,7 +23,7 @@ entropy is kept.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from supsup_online.inference import entropy
 from supsup_online.paper.hopfield_memory import HopfieldMemory
 from supsup_online.paper.unit_masks import UnitMaskedNetwork
 
-Start = Literal["mean", "zeros"]
 Memories = Sequence[HopfieldMemory]
 
 
@@ -94,7 +93,6 @@ class PaperRecovery:
         steps: T; None takes the number of batches. Step t looks at batch t, beginning again after the last.
         learning_rate, momentum, weight_decay: of SGD. The decay is not in the paper; the authors' code has it.
         gamma: weight of the energy.
-        start: `mean` of the stored patterns, or `zeros`, where every unit is on.
     """
 
     steps: int | None = 30
@@ -102,14 +100,11 @@ class PaperRecovery:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     gamma: float = 1.5e-3
-    start: Start = "mean"
 
     def recover(self, network: UnitMaskedNetwork, memories: Memories, batches: Sequence[Tensor]) -> Recovered:
         """See `Recovery`."""
         steps = self.steps or len(batches)
         scores = torch.cat([memory.mean for memory in memories])
-        if self.start == "zeros":
-            scores.zero_()
         velocity = torch.zeros_like(scores)
         path = []
         for step in range(steps):

@@ -44,7 +44,6 @@ class ParameterSuperposition:
         self.setup, self.contexts = setup, contexts
         self.architecture = setup.build()
         self._weights = plain.start(setup, self.architecture)
-        self._chain = self.architecture.is_connected
         self._current: tuple[int, list[Tensor]] | None = None
 
     def learn(self, task: int, batches: Batches) -> None:
@@ -55,7 +54,7 @@ class ParameterSuperposition:
 
     def _logits(self, x: Tensor, flat: Tensor, task: int) -> Tensor:
         contexts = self._contexts_of(task)
-        if self._chain:
+        if self.architecture.is_connected:
             return turned_inputs(self.architecture, x, flat, contexts)
         return turned_weights(self.architecture, x, flat, contexts)
 

@@ -11,14 +11,12 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from supsup_online import codec
 from supsup_online.decide import RuleSettings
 from supsup_online.learner import LearnerSettings, OnlineLearner
-from supsup_online.learner_state import StreamState
+from supsup_online.learner_arrays import as_bytes, learner_arrays, restore_learner
 from supsup_online.network import Network
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage
 from supsup_online.paper.supsup import Answering, MaskSettings, Way, bank_spec, mask_storage
-from supsup_online.stats import MaskStats
 from supsup_online.types import Batch, Objective, RuleName
 
 _STREAM = "tasks"
@@ -67,43 +65,16 @@ class Untold:
         return mask_storage(self.learner.network)
 
     def state(self) -> State:
-        """The bank, the masks in training, and where the stream stands."""
-        learner = self.learner
-        ids = list(learner.bank)
-        meta = {
-            "owners": self.owners,
-            "wrong_updates": self.wrong_updates,
-            "not_trained": self.not_trained,
-            "steps": learner.steps,
-            "next_id": learner.bank.next_id,
-            "stats": {mask: stats.to_text() for mask, stats in learner.stats.items()},
-            "hot": list(learner.hot),
-            "streams": {
-                name: [stream.mask_id, stream.position, stream.drift.residuals, stream.last_used]
-                for name, stream in learner.streams.items()
-            },
-        }
-        optimiser = learner.trainer.optimiser
-        hot = {f"hot-{m}": _bytes(codec.encode_hot(learner.network, optimiser, s)) for m, s in learner.hot.items()}
-        words = np.array(learner.bank.stacked(ids))
-        return {"meta": _bytes(json.dumps(meta).encode()), "ids": np.array(ids, dtype=np.int64), "words": words, **hot}
+        """The learner, and which task each mask stands for."""
+        facts = {"owners": self.owners, "wrong_updates": self.wrong_updates, "not_trained": self.not_trained}
+        return {"facts": as_bytes(json.dumps(facts).encode()), **learner_arrays(self.learner)}
 
     def restore(self, state: State) -> None:
         """Go on where `state` was taken."""
-        learner, meta = self.learner, json.loads(state["meta"].tobytes())
-        blobs = {mask: state[f"hot-{mask}"].tobytes() for mask in meta["hot"]}
-        hot = {m: codec.decode_hot(learner.network, learner.trainer.optimiser, blob) for m, blob in blobs.items()}
-        learner.restore(
-            dict(zip(state["ids"].tolist(), state["words"], strict=True)),
-            {int(mask): MaskStats.from_text(text) for mask, text in meta["stats"].items()},
-            {mask: found for mask, found in hot.items() if found is not None},
-            steps=meta["steps"],
-            next_id=meta["next_id"],
-        )
-        for name, (mask, position, residuals, last_used) in meta["streams"].items():
-            learner.streams[name] = StreamState(mask, position, learner.drift_monitor(residuals), last_used)
-        self.owners = {int(mask): task for mask, task in meta["owners"].items()}
-        self.wrong_updates, self.not_trained = meta["wrong_updates"], meta["not_trained"]
+        restore_learner(self.learner, state)
+        facts = json.loads(state["facts"].tobytes())
+        self.owners = {int(mask): task for mask, task in facts["owners"].items()}
+        self.wrong_updates, self.not_trained = facts["wrong_updates"], facts["not_trained"]
 
 
 class Owned:
@@ -117,7 +88,3 @@ class Owned:
         found = self.answering.answer(x, task, scope)
         assert found.tasks is not None  # noqa: S101 - for the type checker; masks have ids
         return Answers(found.labels, np.array([self.method.owners.get(mask, -1) for mask in found.tasks.tolist()]))
-
-
-def _bytes(blob: bytes) -> NDArray[np.uint8]:
-    return np.frombuffer(blob, dtype=np.uint8)

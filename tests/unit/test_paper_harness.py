@@ -188,6 +188,13 @@ def test_a_run_with_other_settings_is_not_taken_up(tmp_path, scenario):
     assert not Run(tmp_path, "A method", 5, cell(batches=41).record(), fresh=True).finished
 
 
+def test_a_record_tells_methods_apart_that_are_made_differently():
+    masks = partial(SupSup, masks=MaskSettings("top-k"))
+    records = [json.dumps(cell(make).record()) for make in (SupSup, masks, Untold, partial(Untold, rule="paper"))]
+    assert len(set(records)) == 4
+    assert json.dumps(cell(partial(SupSup, masks=MaskSettings("top-k"))).record()) == records[1]
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not an archive", b"\x93NUMPY"])
 def test_a_damaged_state_is_named(tmp_path, content):
     (tmp_path / "a-method.5.npz").write_bytes(content)
