@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 _POLL_RECORDS: Final = 64
 _AHEAD_RECORDS: Final = 2 * _POLL_RECORDS  # a partition with as many records waiting, or as many bytes, is paused
-_JOIN_S: Final = 10.0  # how long the group may give no partition before it is done without, and the same in sessions
+_JOIN_S: Final = 10.0  # how long the group may keep partitions from us before it is done without, and in sessions
 _JOIN_SESSIONS: Final = 5
 _LEAVE_MS: Final = 2000
 _AHEAD_BYTES: Final = 8 * 2**20
@@ -36,7 +36,8 @@ class KafkaSource:
     """The trainer's consumer.
 
     It hands on nothing before `place` has said where each partition goes on, nor while somebody else in the group has
-    some of the partitions: a bank has one writer, so nobody else could use them, and their order would be lost.
+    some of the partitions: a bank has one writer, so nobody else could use them, and their order would be lost. A group
+    that does not give all of them for long is left, and they are read without it.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -189,9 +190,9 @@ class KafkaSource:
     # -- the group
 
     def _go_on_without_group(self) -> None:
-        """A coordinator that gives no partition for long holds nobody up: who writes is decided in Redis alone."""
+        """A group that keeps partitions from us for long holds nobody up: who writes is decided in Redis alone."""
         now = time.monotonic()
-        if self._consumer.assignment():
+        if self._consumer.assignment() and not self._elsewhere:
             self._waits_since = now
         if now - self._waits_since <= max(_JOIN_S, _JOIN_SESSIONS * self._settings.session_timeout_s):
             return

@@ -190,6 +190,33 @@ def test_while_a_second_member_has_a_partition_nothing_is_read_and_afterwards_no
         assert [r.offset for r in records if r.partition.number == partition] == list(range(60))
 
 
+@pytest.mark.skipif(
+    "SUPSUP_TEST_KAFKA" not in os.environ, reason="the embedded broker takes half a minute to rebalance"
+)
+def test_a_group_in_which_somebody_else_keeps_partitions_is_done_without(
+    kafka: str, two_partitions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for partition in (0, 1):
+        publish(kafka, two_partitions, values(30, partition))
+    with reader_of(kafka, two_partitions) as reader, reader_of(kafka, two_partitions) as intruder:
+        deadline = time.monotonic() + 40
+        records = []
+        while not (reader.source.elsewhere and intruder.source.elsewhere):
+            assert time.monotonic() < deadline, (reader, intruder)
+            records += reader.round(0.05)
+            intruder.round(0.05)
+        monkeypatch.setattr(kafka_source, "_JOIN_S", 1.0)
+        monkeypatch.setattr(kafka_source, "_JOIN_SESSIONS", 0)
+        while len(records) < 60:
+            assert time.monotonic() < deadline, reader
+            records += reader.round(0.05)
+        assert intruder.source.elsewhere  # it stayed
+        publish(kafka, two_partitions, values(5))
+        records += reader.read_until(lambda found: len(found) == 5)
+    assert [r.offset for r in records if r.partition.number == 0] == list(range(35))
+    assert [r.offset for r in records if r.partition.number == 1] == list(range(30))
+
+
 @pytest.mark.skipif("SUPSUP_TEST_KAFKA" in os.environ, reason="this broker does not lose members")
 def test_a_group_whose_coordinator_has_lost_us_is_done_without(
     kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
