@@ -107,7 +107,7 @@ def hopfield(scale: Scale, seed: int) -> list[Cell]:
         "HopSupSup, the paper's descent": partial(HopSupSup, recovery=PaperRecovery(), steps=batches),
         "HopSupSup, projected": partial(HopSupSup, steps=batches),
     }
-    reading = Reading("GNu, full batch", scope="batch")
+    reading = Reading("GNu, full batch", scope="batch", images=1280 if scale == "quick" else None)
     return [Cell(name, setup, make, (reading,), batches, (5,), "split") for name, make in ways.items()]
 
 
@@ -126,7 +126,7 @@ def thousands(scale: Scale, seed: int) -> list[Cell]:
 
 def output_size(scale: Scale, seed: int) -> list[Cell]:
     """How many outputs it takes to find the task."""
-    tasks = {"quick": 5, "laptop": 100, "paper": 250}[scale]
+    tasks = {"quick": 5, "laptop": 50, "paper": 250}[scale]
     architectures = ("lenet-300-100", "fc-1024-1024") if scale == "paper" else ("lenet-300-100",)
     stops = checkpoints(tasks, (1, 10, 25, 50, 100, 150, 200))
     return [
