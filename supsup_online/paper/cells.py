@@ -113,7 +113,7 @@ def hopfield(scale: Scale, seed: int) -> list[Cell]:
 
 def thousands(scale: Scale, seed: int) -> list[Cell]:
     """Told in training (GNu) beside never told (NNs)."""
-    tasks = {"quick": 5, "laptop": 100, "paper": 2500}[scale]
+    tasks = {"quick": 5, "laptop": 50, "paper": 2500}[scale]
     setup = Setup(outputs=500, tasks=tasks, seed=seed)
     stops = checkpoints(tasks, (10, 50, 100, 250, 500, 1000, 1500, 2000))
     rules: dict[RuleName, str] = {"paper": "SupSup, the paper's rule", "loss": "SupSup, the daemon's rule"}
@@ -186,7 +186,7 @@ def five_cifar10(scale: Scale, seed: int) -> list[Cell]:
 def split_cifar(classes: int, scale: Scale, seed: int) -> list[Cell]:
     """Sizes of masks, with and without transfer, in scenario GG: twenty tasks of five classes, or five of two."""
     tasks, each = (20, 5) if classes == 100 else (5, 2)
-    batches = {"quick": 10, "laptop": 150, "paper": 4900}[scale]
+    batches = {"quick": 10, "laptop": 100, "paper": 4900}[scale]
     architecture = {"quick": "resnet18-4", "laptop": "resnet18-8", "paper": "resnet18-20"}[scale]
     setup = _cifar(classes, architecture, tasks, seed)
     sizes = {"quick": (1, 16), "laptop": (1, 4, 16), "paper": (1, 2, 4, 8, 16, 32)}[scale]
