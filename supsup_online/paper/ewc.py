@@ -28,6 +28,7 @@ from torch.nn import functional
 from supsup_online.models import Architecture
 from supsup_online.paper import plain
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage
+from supsup_online.parts import statistics_count
 
 _ROWS_AT_ONCE: Final = 16  # each has a gradient of its own, P floats
 
@@ -95,15 +96,29 @@ def fisher_information(architecture: Architecture, flat: Tensor, batches: Collec
     Args:
         architecture: of the network.
         flat: its weights (P,).
-        batches: prepared x (n, *input_shape) and labels y (n,); none: zeros.
+        batches: prepared x (n, *input_shape) and labels y (n,); none: zeros. Normalisations go by the statistics of the
+            batch, for one image alone has others.
     """
 
-    def loss(weights: Tensor, row: Tensor, label: Tensor) -> Tensor:
-        return functional.cross_entropy(architecture.forward(row[None], architecture.split(weights)), label[None])
+    def loss(weights: Tensor, statistics: Tensor | None, row: Tensor, label: Tensor) -> Tensor:
+        logits = architecture.forward(row[None], architecture.split(weights), statistics)
+        return functional.cross_entropy(logits, label[None])
 
-    of_each = vmap(grad(loss), in_dims=(None, 0, 0))
+    of_each = vmap(grad(loss), in_dims=(None, None, 0, 0))
     total = torch.zeros_like(flat)
     for x, y in batches:
+        statistics = _statistics(architecture, flat, x)
         for rows, labels in zip(torch.split(x, _ROWS_AT_ONCE), torch.split(y, _ROWS_AT_ONCE), strict=True):
-            total += of_each(flat, rows, labels).square().sum(0)
+            total += of_each(flat, statistics, rows, labels).square().sum(0)
     return total / max(1, sum(len(y) for _, y in batches))
+
+
+def _statistics(architecture: Architecture, flat: Tensor, x: Tensor) -> Tensor | None:
+    """Of the normalisations of a batch, float32 (F,); None where the network keeps none."""
+    count = statistics_count(architecture.body.channels)
+    if not count:
+        return None
+    noted = torch.zeros(count)
+    with torch.no_grad():
+        architecture.forward(x, architecture.split(flat), noted=noted)
+    return noted

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from supsup_online.datasets import Dataset
-from supsup_online.paper.methods import Answers, Method, Scope, Setup
+from supsup_online.errors import DataError
+from supsup_online.paper.methods import Answers, Method, Scope, Setup, State
 from supsup_online.paper.results import Run
 from supsup_online.scenarios import Kind, Scenario
 
@@ -135,12 +136,15 @@ def run_cell(cell: Cell, scenario: Scenario, run: Run, progress: Callable[[int],
         scenario: its tasks.
         run: where outcome and state are kept; a finished one is left as it is.
         progress: told how many batches were learnt, as they are.
+
+    Raises:
+        DataError: the state of a killed run does not fit the method.
     """
     if run.finished:
         return
     method = cell.make(cell.setup)
     if run.learnt:
-        method.restore(run.state)
+        _restore(method, run.state)
     for task in range(run.learnt, cell.setup.tasks):
         begun, cpu = time.perf_counter(), time.process_time()
         method.learn(task, _batches(cell, scenario, task, progress))
@@ -149,6 +153,18 @@ def run_cell(cell: Cell, scenario: Scenario, run: Run, progress: Callable[[int],
         run.add(scores, training_s=training, training_cpu_s=cpu, asking_s=time.perf_counter() - begun)
         run.save_when_due(method)
     run.finish(method.storage())
+
+
+def _restore(method: Method, state: State) -> None:
+    """What a killed run had learnt.
+
+    Raises:
+        DataError: the arrays are not those of this method.
+    """
+    try:
+        method.restore(state)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"a state does not fit its method ({error!r}): begin anew with --fresh") from error
 
 
 def _batches(cell: Cell, scenario: Scenario, task: int, progress: Callable[[int], None]) -> Iterator[Images]:

@@ -112,9 +112,9 @@ class PaperRecovery:
             state = _signs(scores)
             uncertainty, gradient = _entropy_gradient(network, batch, state)
             path.append(_step(uncertainty, memories, state))
-            pull = _fields(memories, state).mul_(-self.gamma * late).add_(gradient, alpha=1 - late)
-            # z = 2m - 1, and the threshold is passed straight through: dz/ds = 2.
-            velocity.mul_(self.momentum).add_(pull, alpha=2.0).add_(scores, alpha=self.weight_decay)
+            # The threshold is passed straight through, dm/ds = 1; the energy is of z = 2m - 1, so dz/ds = 2.
+            pull = _fields(memories, state).mul_(-2 * self.gamma * late).add_(gradient, alpha=1 - late)
+            velocity.mul_(self.momentum).add_(pull).add_(scores, alpha=self.weight_decay)
             scores = scores.sub(velocity, alpha=self.learning_rate)
         return _recovered(network, memories, batches[(steps - 1) % len(batches)], _signs(scores), path)
 

@@ -66,7 +66,8 @@ def rows(figure: Figure, runs: Sequence[Mapping[str, Any]], order: Sequence[str]
 def _row(figure: Figure, cell: str, reading: str, runs: Sequence[Mapping[str, Any]]) -> Row:
     tasks = min(max(line["learnt"] for line in run["scores"]) for run in runs)
     means = {column: [percent(run, reading, tasks, column) for run in runs] for column in _COLUMNS}
-    decisive = [value for value in means["right_both"] or means["right_label"] if value is not None]
+    strict = [value for value in means["right_both"] if value is not None]
+    decisive = strict or [value for value in means["right_label"] if value is not None]
     finished = [run for run in runs if run["finished"]]
     stored = [run["bytes_per_task"] + run["bytes_shared"] / tasks for run in finished]
     return Row(
@@ -191,15 +192,15 @@ def _line(row: Row) -> str:
     def number(value: float | None, digits: int = 2) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    strict = number(row.both) + ("" if row.spread is None or row.both is None else f" ± {row.spread:.2f}")
+    spread = "" if row.spread is None else f" ± {row.spread:.2f}"
     stored = None if row.bytes_per_task is None else row.bytes_per_task / 1000
     cells = (
         row.cell,
         row.reading,
         str(row.tasks),
         str(row.seeds),
-        strict,
-        number(row.label),
+        number(row.both) + (spread if row.both is not None else ""),
+        number(row.label) + (spread if row.both is None else ""),
         number(row.found),
         number(row.forgetting),
         number(stored, 1),

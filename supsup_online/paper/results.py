@@ -16,7 +16,6 @@ import os
 import platform
 import re
 import time
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from supsup_online.errors import DataError
+from supsup_online.numpy_files import read_npz
 from supsup_online.paper.methods import Method, State, Storage
 
 if TYPE_CHECKING:
@@ -64,21 +64,27 @@ class Run:
         self._lines: list[dict[str, Any]] = []
         self._due = time.monotonic()
         self.state: State = {}
-        if not fresh:
+        if fresh:
+            self._forget()
+        else:
             self._take_up()
 
     def _path(self, ending: str) -> Path:
         return self._stem.with_name(self._stem.name + ending)
 
+    def _forget(self) -> None:
+        """Remove what lies there: a new run that is killed early must not come back as the old one."""
+        for ending in (".npz", ".json", ".csv"):
+            self._path(ending).unlink(missing_ok=True)
+
     def _take_up(self) -> None:
         """Go on where a run with the same settings was finished or killed."""
         if self._path(".npz").exists():
-            arrays = dict(_read_arrays(self._path(".npz")))
-            kept = json.loads(arrays.pop(_OUTCOME).tobytes())
-            self._check(kept["about"], ".npz")
-            self._about, self._lines, self.state = kept["about"], kept["lines"], arrays
+            about, lines, state = _read_state(self._path(".npz"))
+            self._check(about, ".npz")
+            self._about, self._lines, self.state = about, lines, state
         elif self._path(".json").exists():
-            about = json.loads(self._path(".json").read_text(encoding="utf-8"))
+            about = _read_record(self._path(".json"))
             self._check(about, ".json")
             if about["finished"]:
                 self._about, self._lines = about, read_scores(self._path(".csv"))
@@ -136,15 +142,47 @@ class Run:
         _replace(self._path(".json"), (json.dumps(self._about, indent=1) + "\n").encode())
 
 
-def _read_arrays(path: Path) -> State:
+def _read_state(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], State]:
+    """Record, scores, and what was learnt.
+
+    Raises:
+        DataError: the file is damaged, or another.
+    """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read ({error}): begin anew with --fresh") from error
-    if _OUTCOME not in arrays:
-        raise DataError(f"{path} is not the state of a run: begin anew with --fresh")
-    return arrays
+        arrays = read_npz(path)
+        kept = json.loads(arrays.pop(_OUTCOME).tobytes())
+        lines = [{name: line[name] for name in COLUMNS} for line in kept["lines"]]
+        return _checked(kept["about"]), lines, arrays
+    except (DataError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}): begin anew with --fresh") from error
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        DataError: the file is damaged, or another.
+    """
+    try:
+        return _checked(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}): begin anew with --fresh") from error
+
+
+def _checked(about: dict[str, Any]) -> dict[str, Any]:
+    """What a record must hold, as what it must be.
+
+    Raises:
+        KeyError, TypeError: it does not.
+    """
+    wanted: dict[str, type | tuple[type, ...]] = {"cell": str, "seed": int, "record": dict, "learnt": int}
+    wanted |= {"finished": bool, "training_s": (int, float), "asking_s": (int, float)}
+    if about["finished"]:
+        wanted |= {"bytes_shared": (int, float), "bytes_per_task": (int, float)}
+    for name, kind in wanted.items():
+        if not isinstance(about[name], kind):
+            raise TypeError(f"{name} is {about[name]!r}")
+    return about
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -178,10 +216,14 @@ def _parsed(name: str, text: str) -> str | int | None:
 
 
 def read_runs(directory: Path) -> list[dict[str, Any]]:
-    """All runs of a figure, finished or not, by cell and seed: their records with their `scores`."""
+    """All runs of a figure, finished or not, by cell and seed: their records with their `scores`.
+
+    Raises:
+        DataError: a file is damaged.
+    """
     runs = []
     for path in sorted(directory.glob("*.json")):
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = _read_record(path)
         runs.append(about | {"scores": read_scores(path.with_suffix(".csv"))})
     return runs
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from supsup_online import models
 from supsup_online.optimisers import OptimiserChoice
 from supsup_online.paper.bounds import LowerBound, UpperBound
 from supsup_online.paper.ewc import OnlineEWC, fisher_information
@@ -13,6 +14,7 @@ from supsup_online.paper.heads import SeparateHeads
 from supsup_online.paper.methods import Setup
 from supsup_online.paper.own_labels import OwnLabels
 from supsup_online.paper.replay import ExperienceReplay, Reservoir
+from supsup_online.parts import statistics_count
 from supsup_online.scenarios import RawDraws
 from unit.paper_methods import SETUP, accuracy, learn, unseen
 
@@ -68,6 +70,21 @@ def test_the_fisher_information_is_the_mean_squared_gradient_of_single_rows():
         expected += torch.autograd.grad(functional.cross_entropy(logits, label[None]), leaf)[0] ** 2 / 20
     found = fisher_information(method.architecture, flat, [(x[:15], y[:15]), (x[15:], y[15:])])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_the_fisher_information_of_single_rows_is_under_the_statistics_of_their_batch():
+    architecture = models.build("conv-4-4", (8, 8), 3)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 8, 8, generator=generator), torch.arange(20) % 3
+    flat = torch.randn(architecture.weight_count, generator=generator) / 5
+    noted = torch.zeros(statistics_count(architecture.body.channels))
+    architecture.forward(x, architecture.split(flat), noted=noted)
+    expected = torch.zeros_like(flat)
+    for row, label in zip(x, y, strict=True):
+        leaf = flat.clone().requires_grad_()
+        logits = architecture.forward(row[None], architecture.split(leaf), noted)
+        expected += torch.autograd.grad(functional.cross_entropy(logits, label[None]), leaf)[0] ** 2 / 20
+    torch.testing.assert_close(fisher_information(architecture, flat, [(x, y)]), expected, rtol=1e-4, atol=1e-9)
 
 
 def test_gamma_says_how_much_information_of_earlier_tasks_is_left():

@@ -1,5 +1,6 @@
 """The paper's harness: what is asked, how it is scored, and that a killed run goes on to the same outcome."""
 
+import io
 import json
 from dataclasses import replace
 from functools import partial
@@ -188,6 +189,13 @@ def test_a_run_with_other_settings_is_not_taken_up(tmp_path, scenario):
     assert not Run(tmp_path, "A method", 5, cell(batches=41).record(), fresh=True).finished
 
 
+def test_what_was_there_does_not_come_back_when_a_fresh_run_is_killed_early(tmp_path, scenario):
+    outcome(tmp_path, cell(), scenario)
+    Run(tmp_path, "A method", 5, cell().record(), fresh=True)
+    assert list(tmp_path.iterdir()) == []
+    assert not Run(tmp_path, "A method", 5, cell().record()).finished
+
+
 def test_a_record_tells_methods_apart_that_are_made_differently():
     masks = partial(SupSup, masks=MaskSettings("top-k"))
     records = [json.dumps(cell(make).record()) for make in (SupSup, masks, Untold, partial(Untold, rule="paper"))]
@@ -195,11 +203,53 @@ def test_a_record_tells_methods_apart_that_are_made_differently():
     assert json.dumps(cell(partial(SupSup, masks=MaskSettings("top-k"))).record()) == records[1]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not an archive", b"\x93NUMPY"])
+def npz_of(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def outcome_of(text):
+    return npz_of(outcome=np.frombuffer(text.encode(), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04 not an archive",
+        b"\x93NUMPY",
+        npz_of(weights=np.zeros(3)),
+        outcome_of("{"),
+        outcome_of("[" * 100_000),
+        outcome_of("[]"),
+        outcome_of('{"about": {"finished": false}, "lines": []}'),
+        outcome_of('{"about": 3, "lines": [{}]}'),
+    ],
+)
 def test_a_damaged_state_is_named(tmp_path, content):
     (tmp_path / "a-method.5.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"a-method\.5\.npz.*--fresh"):
         Run(tmp_path, "A method", 5, cell().record())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b'{"finished": true}', b'{"finished": false, "cell": 1}']
+)
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "a-method.5.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"a-method\.5\.json.*--fresh"):
+        Run(tmp_path, "A method", 5, cell().record())
+    with pytest.raises(DataError, match=r"a-method\.5\.json.*--fresh"):
+        read_runs(tmp_path)
+
+
+def test_a_state_of_another_method_is_named(tmp_path, scenario):
+    run = Run(tmp_path, "A method", 5, cell().record())
+    run.add([], training_s=1.0, training_cpu_s=1.0, asking_s=1.0)
+    run.state = {"heads": np.zeros((1, 3), np.float32)}
+    with pytest.raises(DataError, match="does not fit its method"):
+        run_cell(cell(), scenario, run, lambda _: None)
 
 
 def test_a_state_with_pickled_objects_is_refused(tmp_path):
@@ -296,7 +346,11 @@ def test_a_report_holds_mean_spread_forgetting_and_the_papers_number():
         92.37,
         2,
     )
-    assert "| SupSup | GG | 2 | 2 | 70.00 ± 7.07 |" in report.table([row])
+    assert "| SupSup | GG | 2 | 2 | 70.00 ± 7.07 | 70.00 |" in report.table([row])
+    lenient = [run(0, 7), run(1, 5)]
+    for line in [line for each in lenient for line in each["scores"]]:
+        line |= {"right_task": None, "right_both": None}
+    assert "| SupSup | GG | 2 | 2 | - | 70.00 ± 7.07 |" in report.table(report.rows(named, lenient))
 
 
 def test_rows_come_in_the_order_of_the_cells(tmp_path, scenario):
