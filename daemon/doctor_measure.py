@@ -5,8 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -26,6 +25,7 @@ from supsup_online.errors import SpecError
 from supsup_online.learner import OnlineLearner
 from supsup_online.network import Network
 from supsup_online.stats import MaskStats
+from supsup_online.threads import threads
 from supsup_online.types import Batch
 
 _STEPS: Final = 20
@@ -117,7 +117,7 @@ def measure_network(settings: Settings, device: torch.device, rows: int) -> Meas
     Raises:
         ConfigError: the settings describe no network.
     """
-    with _threads(settings.threads):
+    with threads(settings.threads):
         try:
             network = Network.build(settings.bank_spec(), device, weights_file=settings.weights_file)
             learner = OnlineLearner(network, replace(settings.learner(), detector="none", decision_every=10_000))
@@ -129,16 +129,6 @@ def measure_network(settings: Settings, device: torch.device, rows: int) -> Meas
         few_s, more_s = (_decision(network, settings.learner().rule, count, batch) for count in (few, more))
     per_mask = more_s / more if more == few else max(0.0, (more_s - few_s) / (more - few))
     return Measured(rows, step_s, max(0.0, few_s - few * per_mask), per_mask, network.fingerprint)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _noise(settings: Settings, rows: int) -> Batch:

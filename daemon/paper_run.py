@@ -9,6 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final
 
 from supsup_online.cifar import load_cifar
@@ -92,7 +93,7 @@ def run_orders(orders: Sequence[Order], jobs: int, progress: Progress, ended: Ca
     spawning = multiprocessing.get_context("spawn")
     told = spawning.Queue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, spawning, _begin, (told, threads, os.getpid())) as pool:
+    with ProcessPoolExecutor(jobs, spawning, _begin, (told, threads)) as pool:
         running = {pool.submit(_run_in_worker, order): order for order in orders}
         try:
             _follow(running, told, progress, ended)
@@ -123,11 +124,19 @@ def _run(order: Order, progress: Progress) -> None:
 _worker: dict[str, Any] = {}
 
 
-def _begin(told: Any, threads: int, parent: int) -> None:
+def _begin(told: Any, threads: int) -> None:
     import torch  # noqa: PLC0415 - in a worker only
 
     torch.set_num_threads(threads)
-    _worker.update(told=told, parent=parent, untold=0)
+    _worker.update(told=told, untold=0)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on beside the next one's."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+    os._exit(_ORPHANED)
 
 
 def _run_in_worker(order: Order) -> None:
@@ -137,11 +146,9 @@ def _run_in_worker(order: Order) -> None:
 
 
 def _tell(batches: int) -> None:
-    """Every now and then; and a worker whose parent was killed must not go on beside the next one."""
+    """Every now and then."""
     _worker["untold"] += batches
     if _worker["untold"] < _TELL_EVERY:
         return
-    if os.getppid() != _worker["parent"]:
-        os._exit(_ORPHANED)
     _worker["told"].put(_worker["untold"])
     _worker["untold"] = 0

@@ -33,7 +33,7 @@ from supsup_online.paper import plain
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage, TaskNeededError
 from supsup_online.types import Objective
 
-Way = Literal["told", "one-shot", "exact"]
+Way = Literal["told", "one-shot", "entropy"]
 
 FIRST_TASK: Final = OptimiserChoice("adam", 1e-4)
 LATER_TASKS: Final = OptimiserChoice("adam", 1e-2)
@@ -138,7 +138,8 @@ class Answering:
 
     Attributes:
         method: it.
-        way: `told`, `one-shot` or `exact`.
+        way: `told`, `one-shot`, or `entropy`: the vectors of every task one after the other, and the least entropy
+            (what the authors' code does).
         objective: H or G, of One-Shot.
 
     Raises:

@@ -11,6 +11,7 @@ Scores are counts per task, so that any mean can be taken of them later:
     right task and label   the strict score, that of GNu
 """
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -100,11 +101,13 @@ class Cell:
 
 
 def _described(make: object) -> str:
-    """A method by name and options, `SupSup(masks=...)`; whatever decides an outcome has a `repr` that says so."""
-    if not isinstance(make, partial):
-        return getattr(make, "__name__", repr(make))
-    options = ", ".join(f"{name}={_described(value)}" for name, value in sorted(make.keywords.items()))
-    return f"{_described(make.func)}({options})"
+    """A method by name and options, defaults too, `SupSup(masks=...)`; what decides an outcome is in their `repr`s."""
+    if not callable(make):
+        return repr(make)
+    called, given = (make.func, make.keywords) if isinstance(make, partial) else (make, {})
+    _setup, *options = inspect.signature(called).parameters.values()
+    values = {option.name: given.get(option.name, option.default) for option in options}
+    return f"{called.__name__}({', '.join(f'{name}={_described(value)}' for name, value in sorted(values.items()))})"
 
 
 @dataclass(frozen=True, slots=True)

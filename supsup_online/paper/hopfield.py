@@ -14,6 +14,7 @@ Whoever compares sizes: the matrices take 4 d * d bytes a layer, a bit-packed ma
 
 from collections.abc import Iterable, Iterator, Sized
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from supsup_online.paper.hopfield_memory import HopfieldMemory, Rule
 from supsup_online.paper.hopfield_recovery import PaperRecovery, ProjectedRecovery, Recovered, Recovery
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage
 from supsup_online.paper.unit_masks import MaskTraining, UnitMaskedNetwork
+
+PROJECTED: Final = ProjectedRecovery()
+TRAINING: Final = MaskTraining()
 
 _UNSEEN, _SHARED = -1, -2
 
@@ -54,9 +58,9 @@ class HopSupSup:
     def __init__(
         self,
         setup: Setup,
-        recovery: Recovery | None = None,
+        recovery: Recovery = PROJECTED,
         *,
-        training: MaskTraining | None = None,
+        training: MaskTraining = TRAINING,
         rule: Rule = "storkey",
         steps: int | None = None,
         rows: int | None = None,
@@ -64,8 +68,8 @@ class HopSupSup:
         self.network = UnitMaskedNetwork(setup)
         self.memories = [HopfieldMemory(units, rule) for units in self.network.sizes]
         self._setup, self._steps, self._rows = setup, steps, rows
-        self._recovery = recovery or ProjectedRecovery()
-        self._training = training or MaskTraining()
+        self._recovery = recovery
+        self._training = training
         self._task_of = np.full(setup.outputs, _UNSEEN, dtype=np.int64)
 
     def learn(self, task: int, batches: Batches) -> None:

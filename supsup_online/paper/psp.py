@@ -27,6 +27,7 @@ from supsup_online import draws
 from supsup_online.models import Architecture
 from supsup_online.paper import plain
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage
+from supsup_online.threads import threads
 
 Contexts = Literal["rotation", "binary"]
 _LAYERS = 2**16  # more than a network has: the context of a layer has an index of its own
@@ -98,7 +99,8 @@ def draw_contexts(architecture: Architecture, seed: int, task: int, kind: Contex
 def _rotation(seed: int, index: int, size: int) -> Tensor:
     """Uniform over the orthogonal matrices: QR of normal draws, the sign of each column fixed (Mezzadri, 2007)."""
     drawn = draws.normals(seed, draws.Purpose.CONTEXTS, index, size * size)
-    q, r = torch.linalg.qr(torch.from_numpy(drawn).view(size, size))
+    with threads(1):  # its last bits depend on their number
+        q, r = torch.linalg.qr(torch.from_numpy(drawn).view(size, size))
     rotation: Tensor = q * r.diagonal().sign()
     return rotation
 

@@ -11,14 +11,9 @@ from supsup_online.types import Objective
 _EACH: Final = 100  # images per task where each is inferred for itself
 
 
-def asking(way: Way, objective: Objective = "H") -> Callable[[Any], Answerer]:
-    """Ask a method's masks in some way."""
+def asking(way: Way | batche.Way, objective: Objective = "H") -> Callable[[Any], Answerer]:
+    """Ask a method in some way."""
     return lambda method: method.answering(way, objective)
-
-
-def asking_batche(way: batche.Way, objective: Objective = "H") -> Callable[[Any], Answerer]:
-    """Ask BatchE in some way."""
-    return lambda method: batche.Answering(method, way, objective)
 
 
 GG: Final = Reading("GG", told=True)
@@ -41,5 +36,5 @@ GNU_ROW: Final = Reading("GNu, H, each image", images=_EACH, ask=asking("one-sho
 GNU_EXACT: Final = Reading("GNu, exact, each image", images=_EACH, ask=asking("exact"))
 NNS_EXACT: Final = Reading("NNs, exact, each image", images=_EACH, ask=asking("exact"))
 
-BATCHE_H: Final = Reading("GNu, H", scope="first", ask=asking_batche("one-shot"))
-BATCHE_FULL: Final = Reading("GNu, full batch", scope="batch", ask=asking_batche("one-shot"))
+# Of BatchE: the task whose vectors give the least entropy.
+GNU_ENTROPY: Final = Reading("GNu, entropy of every task", scope="first", ask=asking("entropy"))

@@ -20,7 +20,7 @@ _COLUMNS: Final = ("right_label", "right_task", "right_both")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A cell under a reading, over its seeds, when all of its tasks were learnt.
+    """A cell under a reading, over its seeds, when all of its tasks were learnt; of unfinished ones, so far.
 
     Attributes:
         cell, reading: names.
@@ -64,12 +64,12 @@ def rows(figure: Figure, runs: Sequence[Mapping[str, Any]], order: Sequence[str]
 
 
 def _row(figure: Figure, cell: str, reading: str, runs: Sequence[Mapping[str, Any]]) -> Row:
+    runs = [run for run in runs if run["finished"]] or runs
     tasks = min(max(line["learnt"] for line in run["scores"]) for run in runs)
     means = {column: [percent(run, reading, tasks, column) for run in runs] for column in _COLUMNS}
     strict = [value for value in means["right_both"] if value is not None]
     decisive = strict or [value for value in means["right_label"] if value is not None]
-    finished = [run for run in runs if run["finished"]]
-    stored = [run["bytes_per_task"] + run["bytes_shared"] / tasks for run in finished]
+    stored = [run["bytes_per_task"] + run["bytes_shared"] / tasks for run in runs if run["finished"]]
     return Row(
         cell=cell,
         reading=reading,

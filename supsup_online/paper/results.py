@@ -16,7 +16,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -226,12 +226,6 @@ def read_runs(directory: Path) -> list[dict[str, Any]]:
         about = _read_record(path)
         runs.append(about | {"scores": read_scores(path.with_suffix(".csv"))})
     return runs
-
-
-def mean_accuracy(scores: Sequence[Mapping[str, Any]], column: str = "right_label") -> float | None:
-    """Mean over tasks of the share of right answers, 0 to 1; None where the column holds none."""
-    shares = [score[column] / score["images"] for score in scores if score[column] is not None]
-    return sum(shares) / len(shares) if shares else None
 
 
 def machine() -> dict[str, Any]:

@@ -7,7 +7,7 @@ One training serves all scenarios: `answering` gives the same masks another know
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class MaskSettings:
     transfer: bool = False
 
 
+THE_PAPERS: Final = MaskSettings()
+
+
 class SupSup:
     """One mask per task over one frozen network; the mask's id is the task's number.
 
@@ -55,8 +58,8 @@ class SupSup:
         masks: how masks are made.
     """
 
-    def __init__(self, setup: Setup, masks: MaskSettings | None = None) -> None:
-        self.settings = masks or MaskSettings()
+    def __init__(self, setup: Setup, masks: MaskSettings = THE_PAPERS) -> None:
+        self.settings = masks
         self.network = Network.build(bank_spec(setup, self.settings))
         self.trainer = trainer_for(self.network, setup.optimiser.build())
         self.bank = MaskBank(self.network.layout, setup.tasks)

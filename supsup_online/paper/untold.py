@@ -16,7 +16,7 @@ from supsup_online.learner import LearnerSettings, OnlineLearner
 from supsup_online.learner_arrays import as_bytes, learner_arrays, restore_learner
 from supsup_online.network import Network
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage
-from supsup_online.paper.supsup import Answering, MaskSettings, Way, bank_spec, mask_storage
+from supsup_online.paper.supsup import THE_PAPERS, Answering, MaskSettings, Way, bank_spec, mask_storage
 from supsup_online.types import Batch, Objective, RuleName
 
 _STREAM = "tasks"
@@ -31,12 +31,11 @@ class Untold:
         masks: how masks are made.
     """
 
-    def __init__(self, setup: Setup, rule: RuleName = "loss", masks: MaskSettings | None = None) -> None:
-        made = masks or MaskSettings()
+    def __init__(self, setup: Setup, rule: RuleName = "loss", masks: MaskSettings = THE_PAPERS) -> None:
         settings = LearnerSettings(
-            rule=RuleSettings(rule=rule), optimiser=setup.optimiser, transfer=made.transfer, hot_masks=1
+            rule=RuleSettings(rule=rule), optimiser=setup.optimiser, transfer=masks.transfer, hot_masks=1
         )
-        self.learner = OnlineLearner(Network.build(bank_spec(setup, made)), settings)
+        self.learner = OnlineLearner(Network.build(bank_spec(setup, masks)), settings)
         self.owners: dict[int, int] = {}
         self.wrong_updates = 0
         self.not_trained = 0

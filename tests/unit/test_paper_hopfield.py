@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from supsup_online.errors import NothingLearntError, SpecError
-from supsup_online.paper.hopfield import HopSupSup, paper_recovery
+from supsup_online.paper.hopfield import PROJECTED, HopSupSup, paper_recovery
 from supsup_online.paper.hopfield_memory import RULES, HopfieldMemory
 from supsup_online.paper.hopfield_recovery import PaperRecovery, ProjectedRecovery
 from supsup_online.paper.methods import Setup
@@ -50,7 +50,7 @@ def stream(task, batches=40):
     return [images(task, 64, seed) for seed in range(batches)]
 
 
-def taught(recovery=None, tasks=3, **settings):
+def taught(recovery=PROJECTED, tasks=3, **settings):
     method = HopSupSup(SETUP, recovery, **settings)
     masks = []
     for task in range(tasks):
