@@ -146,8 +146,8 @@ def _report(chosen: Sequence[tuple[Figure, Scale]], output: Path, *, as_json: bo
         directory.mkdir(parents=True, exist_ok=True)
         runs = read_runs(directory)
         order = [cell.name for cell in each.cells(scale, 0)]
-        rows = reporting.rows(each, runs, order)
-        pictures = reporting.draw(each, runs, directory / "figure", order) if rows else []
+        rows = reporting.rows(each.at(scale), runs, order)
+        pictures = reporting.draw(each.at(scale), runs, directory / "figure", order) if rows else []
         page = _page(each, scale, rows, runs)
         (directory / "report.md").write_text(page, encoding="utf-8")
         everything.append(

@@ -196,7 +196,7 @@ def split_cifar(classes: int, scale: Scale, seed: int) -> list[Cell]:
     # As in the paper, every method normalises a test batch by itself.
     architecture = {"quick": "resnet18-4-batch", "laptop": "resnet18-8-batch", "paper": "resnet18-20-batch"}[scale]
     setup = _cifar(classes, architecture, tasks, seed)
-    sizes = {"quick": (1, 16), "laptop": (1, 16), "paper": (1, 2, 4, 8, 16, 32)}[scale]
+    sizes = (1, 2, 4, 8, 16, 32) if scale == "paper" else (1, 16)
     methods: dict[str, Make] = {
         f"SupSup, m = {m}{', transfer' if transfer else ''}": partial(
             SupSup, masks=MaskSettings("top-m", edges_per_channel=m, transfer=transfer)

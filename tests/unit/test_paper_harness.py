@@ -307,6 +307,11 @@ def test_checkpoints_end_with_the_last_task():
 # -- report
 
 
+def test_the_papers_numbers_stand_beside_runs_of_its_size_only():
+    assert figure("check").at("laptop").numbers == figure("check").numbers != {}
+    assert figure("check").at("quick").numbers == figure("permuted-fc").at("laptop").numbers == {}
+
+
 def test_a_report_holds_mean_spread_forgetting_and_the_papers_number():
     def run(seed, right):
         lines = [
