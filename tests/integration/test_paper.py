@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from daemon_process import clean_environment, run
@@ -67,6 +68,21 @@ def test_several_methods_run_at_a_time(tmp_path):
     assert figure["unfinished"] == []
     assert {row["seeds"] for row in figure["rows"]} == {2}
     assert all(f"seed {seed}: done" in ended.stderr for seed in (0, 1))
+
+
+@pytest.mark.timeout(300)
+def test_the_processes_of_a_killed_run_do_not_go_on(tmp_path):
+    command = [sys.executable, "-m", "daemon", "paper", "run", "check", "--seeds", "2", "--jobs", "2"]
+    command += ["--output", str(tmp_path)]
+    with subprocess.Popen(command, env=clean_environment(**ONE_THREAD), stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("check/quick/*.npz")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        others = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+    assert len(others) >= 2
+    _, alive = psutil.wait_procs(others, timeout=30)
+    assert alive == []
 
 
 def test_what_goes_wrong_in_a_process_of_its_own_is_said(tmp_path):
