@@ -125,10 +125,10 @@ def curves(runs: Sequence[Mapping[str, Any]], column: str) -> Curves:
 
 
 def draw(figure: Figure, runs: Sequence[Mapping[str, Any]], stem: Path, order: Sequence[str] = ()) -> list[Path]:
-    """Accuracy against tasks learnt, or bars where there is one number of tasks; as PNG and SVG."""
+    """Accuracy against tasks learnt, or bars of the last where there are one or two numbers of them; PNG and SVG."""
     places = {name: place for place, name in enumerate(order)}
     lines = curves(sorted(runs, key=lambda run: places.get(run["cell"], len(places))), "right_both")
-    bars = all(len(points) == 1 for points in lines.values())
+    bars = all(len(points) < 3 for points in lines.values())
     picture = Picture(figsize=(9, 1.5 + 0.24 * len(lines)) if bars else (9.5, 5.5), layout="constrained")
     FigureCanvasAgg(picture)
     axes = picture.subplots()
@@ -167,7 +167,7 @@ def _lines(axes: Any, lines: Curves, numbers: Mapping[str, float]) -> None:
 
 def _bars(axes: Any, lines: Curves, numbers: Mapping[str, float]) -> None:
     labels = [f"{cell}, {reading}" for cell, reading in lines]
-    values = [statistics.fmean(next(iter(points.values()))) for points in lines.values()]
+    values = [statistics.fmean(points[max(points)]) for points in lines.values()]
     drawn = axes.barh(range(len(labels)), values, color="tab:blue")
     axes.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
