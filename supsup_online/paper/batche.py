@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from supsup_online import draws, inference
 from supsup_online.errors import SpecError
@@ -80,9 +81,8 @@ class BatchE:
 
     def logits(self, x: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
         """Outputs (n, outputs) of prepared inputs, under flat weights (P,) scaled by flat vectors (K,)."""
-        parts = zip(self.architecture.split(weights), split_vectors(self.architecture, vectors), strict=True)
-        effective = [weight * _over(s, 0, weight) * _over(r, 1, weight) for weight, (s, r) in parts]
-        return self.architecture.forward(x, effective)
+        scaled = scaled_activations if self.architecture.is_connected else scaled_weights
+        return scaled(self.architecture, x, weights, vectors)
 
     def answering(self, way: Way, objective: Objective = "H") -> "Answering":
         """What was learnt, with the task told or found in some way.
@@ -123,6 +123,22 @@ def split_vectors(architecture: Architecture, vectors: Tensor) -> list[tuple[Ten
     sizes = [size for layer in architecture.layers for size in layer.weight_shape[:2]]
     parts = torch.split(vectors, sizes, dim=-1)
     return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def scaled_weights(architecture: Architecture, x: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
+    """Outputs (n, outputs) of inputs under the effective weights W * s r^T, whatever the layers are."""
+    parts = zip(architecture.split(weights), split_vectors(architecture, vectors), strict=True)
+    return architecture.forward(x, [weight * _over(s, 0, weight) * _over(r, 1, weight) for weight, (s, r) in parts])
+
+
+def scaled_activations(architecture: Architecture, x: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
+    """The same for a chain of connected layers, as s * W (r * x): no pass over the weights but the product itself."""
+    parts = list(zip(architecture.split(weights), split_vectors(architecture, vectors), strict=True))
+    x = x.flatten(1)
+    for index, (weight, (s, r)) in enumerate(parts, start=1):
+        x = functional.linear(x * r, weight) * s
+        x = torch.relu(x) if index < len(parts) else x
+    return x
 
 
 def _over(vector: Tensor, axis: int, weight: Tensor) -> Tensor:

