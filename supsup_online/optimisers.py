@@ -26,8 +26,13 @@ class OptimiserState:
 class Optimiser(Protocol):
     """An update rule without state of its own."""
 
-    name: ClassVar[str]
-    moment_count: ClassVar[int]
+    @property
+    def name(self) -> str:
+        """What it is called in settings."""
+
+    @property
+    def moment_count(self) -> int:
+        """Vectors as long as the scores that it remembers of a mask."""
 
     def update(self, scores: Tensor, gradient: Tensor, state: OptimiserState) -> None:
         """Change `scores` and `state` in place."""
@@ -107,7 +112,7 @@ class OptimiserChoice:
     name: str = "adam"
     learning_rate: float | None = field(default=None)
 
-    def build(self) -> Optimiser:
+    def build(self) -> Adam | RMSprop | SGD:
         """The optimiser.
 
         Raises:

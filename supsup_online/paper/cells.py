@@ -33,6 +33,7 @@ from supsup_online.paper.readings import (
     NNS_H,
 )
 from supsup_online.paper.replay import ExperienceReplay
+from supsup_online.paper.schedule import Schedule
 from supsup_online.paper.supsup import MaskSettings, SupSup
 from supsup_online.paper.untold import Untold
 from supsup_online.scenarios import Kind
@@ -198,6 +199,8 @@ def split_cifar(classes: int, scale: Scale, seed: int) -> list[Cell]:
     # As in the paper, every method normalises a test batch by itself.
     architecture = {"quick": "resnet18-4-batch", "laptop": "resnet18-8-batch", "paper": "resnet18-20-batch"}[scale]
     setup = _cifar(classes, architecture, tasks, seed)
+    if scale == "paper":
+        setup = replace(setup, schedule=Schedule(batches, weight_decay=1e-4))
     sizes = (1, 2, 4, 8, 16, 32) if scale == "paper" else (1, 16)
     methods: dict[str, Make] = {
         f"SupSup, m = {m}{', transfer' if transfer else ''}": partial(

@@ -97,7 +97,10 @@ class Cell:
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("make", "readings", "setup")}
         readings = [[r.name, r.told, r.scope, r.images] for r in self.readings]
         named |= {"method": _described(self.make), "checkpoints": list(self.checkpoints)}
-        return named | {"setup": asdict(self.setup), "readings": readings}
+        setup = asdict(self.setup)
+        if self.setup.schedule is None:  # left out: so it was before there were any
+            del setup["schedule"]
+        return named | {"setup": setup, "readings": readings}
 
 
 def _described(make: object) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 from supsup_online import models
 from supsup_online.models import Architecture
 from supsup_online.optimisers import OptimiserChoice
+from supsup_online.paper.schedule import Schedule
 
 Batches = Iterable[tuple[NDArray[np.generic], NDArray[np.int64]]]
 State = Mapping[str, NDArray[np.generic]]
@@ -43,6 +44,7 @@ class Setup:
         seed: of all random draws.
         optimiser: of whatever is trained.
         mean, std: a uint8 input becomes (x / 255 - mean) / std.
+        schedule: of rate and weight decay over the batches of a task; None: a constant rate, no decay.
     """
 
     architecture: str = "lenet-300-100"
@@ -54,6 +56,7 @@ class Setup:
     optimiser: OptimiserChoice = field(default_factory=lambda: OptimiserChoice("rmsprop", 1e-4))
     mean: float = 0.1307
     std: float = 0.3081
+    schedule: Schedule | None = None
 
     def build(self) -> Architecture:
         """The architecture.

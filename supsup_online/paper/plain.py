@@ -81,9 +81,12 @@ def train(
         penalty: added to the loss of every batch.
     """
     optimiser = torch_optimiser(choice or setup.optimiser, leaves)
+    rate = setup.schedule.follow(optimiser) if setup.schedule else None
     for x, y in batches:
         loss = functional.cross_entropy(logits(setup.prepared(x)), labels_of(y))
         step(optimiser, loss if penalty is None else loss + penalty())
+        if rate:
+            rate.step()
 
 
 def best_labels(setup: Setup, logits: Tensor) -> NDArray[np.int64]:

@@ -21,8 +21,10 @@ from supsup_online.fused_trainer import trainer_for
 from supsup_online.many_masks import exact_logits
 from supsup_online.network import Network
 from supsup_online.paper.methods import Answers, Batches, Scope, Setup, State, Storage, TaskNeededError
+from supsup_online.paper.schedule import Scheduled
 from supsup_online.predictor import best_fit
 from supsup_online.spec import BankSpec
+from supsup_online.trainer import EdgePopupTrainer
 from supsup_online.types import Objective, VariantName, WeightInit
 
 Way = Literal["told", "one-shot", "binary", "exact"]
@@ -61,7 +63,7 @@ class SupSup:
     def __init__(self, setup: Setup, masks: MaskSettings = THE_PAPERS) -> None:
         self.settings = masks
         self.network = Network.build(bank_spec(setup, self.settings))
-        self.trainer = trainer_for(self.network, setup.optimiser.build())
+        self.trainer = trainer_under(setup, self.network)
         self.bank = MaskBank(self.network.layout, setup.tasks)
 
     def learn(self, task: int, batches: Batches) -> None:
@@ -94,6 +96,14 @@ class SupSup:
         """The masks of `state`."""
         for task, words in zip(state["tasks"].tolist(), state["words"], strict=True):
             self.bank.put(task, words)
+
+
+def trainer_under(setup: Setup, network: Network) -> EdgePopupTrainer:
+    """The fastest trainer for the set-up; the written-out steps have a constant rate, so a schedule is for autograd."""
+    optimiser = setup.optimiser.build()
+    if setup.schedule is None:
+        return trainer_for(network, optimiser)
+    return EdgePopupTrainer(network, Scheduled(optimiser, setup.schedule))
 
 
 class Answering:

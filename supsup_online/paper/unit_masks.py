@@ -8,7 +8,6 @@ and the last layer is linear alone. There are no biases and nothing of the norma
 tells two tasks apart. The rows of a batch are not independent of each other: none can be answered for alone.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from supsup_online import weights
 from supsup_online.errors import SpecError
 from supsup_online.optimisers import SGD, new_state
 from supsup_online.paper.methods import Setup
+from supsup_online.paper.schedule import Schedule, Scheduled
 
 _EPS = 1e-5  # of torch.nn.BatchNorm
 
@@ -104,13 +104,13 @@ class MaskTraining:
         All start from zero, the whole network. `steps` is the number of batches, which the cosine has to know.
         """
         flat = torch.zeros(sum(network.sizes))
-        state = new_state(SGD(), flat)
-        for step, (x, y) in enumerate(batches):
+        rule = Scheduled(SGD(self.learning_rate, self.momentum), Schedule(steps, self.weight_decay))
+        state = new_state(rule, flat)
+        for x, y in batches:
             flat.requires_grad_()
             masks = [mask_of(scores) for scores in torch.split(flat, list(network.sizes))]
             loss = functional.cross_entropy(network.logits(network.features(x), masks), y)
             (gradient,) = torch.autograd.grad(loss, flat)
             flat = flat.detach()
-            rate = self.learning_rate * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
-            SGD(rate, self.momentum).update(flat, gradient.add_(flat, alpha=self.weight_decay), state)
+            rule.update(flat, gradient, state)
         return list(torch.split(flat, list(network.sizes)))
