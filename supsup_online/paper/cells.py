@@ -117,7 +117,7 @@ def hopfield(scale: Scale, seed: int) -> list[Cell]:
 
 def thousands(scale: Scale, seed: int) -> list[Cell]:
     """Told in training (GNu) beside never told (NNs)."""
-    tasks = {"quick": 5, "laptop": 50, "paper": 2500}[scale]
+    tasks = {"quick": 5, "laptop": 250, "paper": 2500}[scale]
     setup = Setup(outputs=500, tasks=tasks, seed=seed)
     stops = checkpoints(tasks, (10, 50, 100, 250, 500, 1000, 1500, 2000))
     rules: dict[RuleName, str] = {"paper": "SupSup, the paper's rule", "loss": "SupSup, the daemon's rule"}
