@@ -76,7 +76,7 @@ _ALL: Final = (
     Figure(
         "thousands",
         "Figure 4",
-        "2500 permutations, LeNet 300-100, 500 outputs",
+        "Permutations told and never told, LeNet 300-100, 500 outputs",
         "Never told a task (NNs), SupSup does as well as when told in training (GNu), until its masks run out",
         cells.thousands,
     ),
