@@ -62,7 +62,7 @@ def permuted(architecture: str, outputs: int, tasks: Mapping[str, int], scale: S
     """Permutations: SupSup, which finds the task, beside methods that are told it; those that take longest first."""
     setup = Setup(architecture, outputs=outputs, tasks=tasks[scale], seed=seed)
     adam, top = replace(setup, optimiser=_ADAM), MaskSettings("top-k")
-    # Told the task, these learn and answer one task as they do another: on a laptop a few are as good as all.
+    # BatchE and the Upper Bound, told the task, let no task touch another: a few are as good as all.
     few = setup if scale == "paper" else replace(setup, tasks=min(50, setup.tasks))
     alone = replace(setup, outputs=setup.classes, tasks=min(5, setup.tasks))
     asked: dict[str, tuple[Setup, Make, tuple[Reading, ...]]] = {

@@ -97,9 +97,8 @@ class Cell:
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("make", "readings", "setup")}
         readings = [[r.name, r.told, r.scope, r.images] for r in self.readings]
         named |= {"method": _described(self.make), "checkpoints": list(self.checkpoints)}
-        setup = asdict(self.setup)
-        if self.setup.schedule is None:  # left out: so it was before there were any
-            del setup["schedule"]
+        # What is not set is left out: a setting that comes later leaves records of before it as they are.
+        setup = {name: value for name, value in asdict(self.setup).items() if value is not None}
         return named | {"setup": setup, "readings": readings}
 
 

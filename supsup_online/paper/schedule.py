@@ -1,7 +1,7 @@
 """A learning rate that falls along a half cosine, and weight decay, as the paper trains on CIFAR and ImageNet.
 
 It has to know when a task begins and how long it is. Methods that never do (experience replay, SupSup that is not told)
-keep the rate they have.
+keep the rate they have; HopSupSup brings a schedule of its own.
 
 Source: Loshchilov and Hutter (2017), without restarts; weight decay is added to the gradient, as torch.optim does. The
 paper lowers the rate after every epoch; here it falls after every batch.
