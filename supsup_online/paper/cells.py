@@ -63,7 +63,7 @@ def permuted(architecture: str, outputs: int, tasks: Mapping[str, int], scale: S
     setup = Setup(architecture, outputs=outputs, tasks=tasks[scale], seed=seed)
     adam, top = replace(setup, optimiser=_ADAM), MaskSettings("top-k")
     # BatchE and the Upper Bound, told the task, let no task touch another: a few are as good as all.
-    few = setup if scale == "paper" else replace(setup, tasks=min(50, setup.tasks))
+    few = setup if scale == "paper" else replace(setup, tasks=min(20, setup.tasks))
     alone = replace(setup, outputs=setup.classes, tasks=min(5, setup.tasks))
     asked: dict[str, tuple[Setup, Make, tuple[Reading, ...]]] = {
         "PSP": (setup, ParameterSuperposition, (GG,)),
