@@ -88,7 +88,12 @@ def rotated(scale: Scale, seed: int) -> list[Cell]:
         "BatchE": (BatchE, (GG,)),
     }
     stops = checkpoints(setup.tasks, (1, 9, 18, 27))
-    return [Cell(name, setup, *asked, _BATCHES[scale], stops, "rotated") for name, asked in methods.items()]
+    cells = [Cell(name, setup, *asked, _BATCHES[scale], stops, "rotated") for name, asked in methods.items()]
+    if scale == "laptop":  # SupSup alone in the paper's network, asked over ten test batches a task
+        wide = replace(setup, architecture="fc-1024-1024")
+        readings = tuple(replace(reading, images=1280) for reading in (GG, GNU_BINARY_FULL, GNU_EXACT_FULL))
+        cells.append(Cell("SupSup, FC 1024-1024", wide, SupSup, readings, _BATCHES[scale], stops, "rotated"))
+    return cells
 
 
 def one_shot_for_batche(scale: Scale, seed: int) -> list[Cell]:
