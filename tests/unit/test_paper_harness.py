@@ -16,6 +16,7 @@ from supsup_online.paper import report, storage
 from supsup_online.paper.figures import FIGURES, figure
 from supsup_online.paper.harness import Cell, Reading, checkpoints, evaluate, run_cell
 from supsup_online.paper.methods import Answers, Setup, Storage, TaskNeededError
+from supsup_online.paper.psp import ParameterSuperposition
 from supsup_online.paper.readings import GG, GNU_EXACT, GNU_H, asking
 from supsup_online.paper.results import Run, read_runs, read_scores
 from supsup_online.paper.supsup import MaskSettings, SupSup
@@ -123,6 +124,15 @@ def test_a_mask_stands_for_the_task_that_was_trained_into_it_first(scenario):
         method.learn(task, [scenario.batch(task, position, 32) for position in range(40)])
     assert method.owners == {0: 2, 1: 0}
     assert method.answer(scenario.test_set(2)[0][:5], None).tasks.tolist() == [2] * 5
+
+
+@pytest.mark.parametrize("make", [SupSup, Untold, ParameterSuperposition], ids=["told", "never told", "PSP"])
+def test_asking_more_often_changes_no_answer(tmp_path, scenario, make):
+    seldom, often = (
+        outcome(tmp_path / str(len(stops)), cell(make, (TOLD,), checkpoints=stops), scenario)
+        for stops in ((1, 3), (1, 2, 3))
+    )
+    assert [line for line in often if line["learnt"] != 2] == seldom
 
 
 # -- killed and gone on
