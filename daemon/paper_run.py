@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from supsup_online.paper.figures import figure
 from supsup_online.paper.harness import Cell, run_cell
 from supsup_online.paper.results import Run
 
-_TELL_EVERY: Final = 25  # batches
+_TELL_EVERY_S: Final = 1.0  # the bar guesses the time left from its last thousand steps: it should look far back
 _LOOK_EVERY_S: Final = 0.2
 _ORPHANED: Final = 1
 
@@ -86,8 +87,10 @@ def run_orders(orders: Sequence[Order], jobs: int, progress: Progress, ended: Ca
         DataError: as `Order.opened`; other runs are given up where they stand, and go on when they are run again.
     """
     if jobs == 1:
+        seldom = _Seldom(progress)
         for order in orders:
-            _run(order, progress)
+            _run(order, seldom)
+            seldom.tell()
             ended(order)
         return
     spawning = multiprocessing.get_context("spawn")
@@ -119,16 +122,33 @@ def _run(order: Order, progress: Progress) -> None:
     run_cell(cell, cell.scenario(data), order.opened(), progress)
 
 
+class _Seldom:
+    """Progress that is told on about once a second, several batches at a time."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._untold, self._told_at = progress, 0, time.monotonic()
+
+    def __call__(self, batches: int) -> None:
+        self._untold += batches
+        if time.monotonic() - self._told_at >= _TELL_EVERY_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """What was not told yet."""
+        self._progress(self._untold)
+        self._untold, self._told_at = 0, time.monotonic()
+
+
 # -- in a worker
 
-_worker: dict[str, Any] = {}
+_worker: dict[str, _Seldom] = {}
 
 
 def _begin(told: Any, threads: int) -> None:
     import torch  # noqa: PLC0415 - in a worker only
 
     torch.set_num_threads(threads)
-    _worker.update(told=told, untold=0)
+    _worker["progress"] = _Seldom(told.put)
     Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -140,15 +160,5 @@ def _end_with_parent() -> None:
 
 
 def _run_in_worker(order: Order) -> None:
-    _run(order, _tell)
-    _worker["told"].put(_worker["untold"])
-    _worker["untold"] = 0
-
-
-def _tell(batches: int) -> None:
-    """Every now and then."""
-    _worker["untold"] += batches
-    if _worker["untold"] < _TELL_EVERY:
-        return
-    _worker["told"].put(_worker["untold"])
-    _worker["untold"] = 0
+    _run(order, _worker["progress"])
+    _worker["progress"].tell()
