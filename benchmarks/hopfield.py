@@ -65,16 +65,16 @@ Masks = list[Tensor]
 Batch = tuple[np.ndarray, np.ndarray]
 
 
-def set_up(seed: int, variant: str, tasks: int = TASKS) -> HopSupSup:
-    """An untrained method."""
-    setup = Setup("mlp-2048-2048", outputs=10, tasks=tasks, seed=seed)
-    return paper_recovery(setup) if variant == "authors" else HopSupSup(setup, SINGLE[variant])
+def set_up(seed: int, variant: str, steps: int | None = None) -> HopSupSup:
+    """An untrained method; `steps` are those of its cosine, and None is one for each batch."""
+    setup = Setup("mlp-2048-2048", outputs=10, tasks=TASKS, seed=seed)
+    return paper_recovery(setup) if variant == "authors" else HopSupSup(setup, SINGLE[variant], steps=steps)
 
 
 def learnt(seed: int, scenario: Scenario, steps: int | None) -> tuple[dict[str, HopSupSup], list[Masks]]:
     """A method of each variant with five tasks learnt, and their masks, which the methods themselves do not keep."""
     methods = {variant: set_up(seed, variant) for variant in VARIANTS}
-    trained = HopSupSup(Setup("mlp-2048-2048", outputs=10, tasks=TASKS, seed=seed), steps=steps)
+    trained = set_up(seed, "projected", steps)
     masks = []
     for task in range(TASKS):
         rows = int(np.isin(scenario.dataset.train_y, scenario.classes(task)).sum())
